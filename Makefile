@@ -1,0 +1,52 @@
+# demo and test make .venv and install what they need, at tested versions (constraints.txt).
+# TORCH may name another build of torch, e.g. make demo TORCH=/path/to/torch.whl
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow test-gpu check fix docs bench results clean
+
+demo: .venv/base
+	$(BIN)/pointillist demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest --durations 5
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/dev
+	$(BIN)/python -m pytest -m gpu
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/dev
+	$(BIN)/python docs/build.py
+
+bench: .venv/dev
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python bench/overhead.py
+	$(BIN)/python bench/layers.py
+	$(BIN)/python bench/dit_against_diffusers.py
+
+clean:
+	rm -rf .venv out
+
+# torch comes first and is pinned, so no dependency can bring another one.
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/base
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,3 @@
+from pointillist.cli import main
+
+main()

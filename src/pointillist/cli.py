@@ -1,0 +1,268 @@
+"""Words to verbs: the command line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pointillist.types import InputError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Diffusion transformers on pixels themselves, with no autoencoder in between.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Sets known; walk a set and report it.")
+app.add_typer(data_app, name="data")
+
+Source = Annotated[
+    str, typer.Argument(metavar="PRESET|FILE", help="A preset, a YAML file or a run.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, as a.b=value.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("out/demo"),
+    images: Annotated[str, typer.Option(help="Pictures to train on, as 10k.")] = "",
+    device: Device = None,
+) -> None:
+    """A tour of a few minutes: train, sample, judge against known answers, write a page."""
+    from pointillist.demo import run_demo
+
+    overrides = ([f"train.images={images}"] if images else []) + _device(device)
+    raise typer.Exit(0 if run_demo(out, overrides) else 1)
+
+
+@app.command()
+def train(
+    source: Source,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder (default runs/NAME).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Train a preset or a configuration file into a run folder."""
+    from pointillist.console import Watch
+    from pointillist.run import Run
+    from pointillist.train import train as train_run
+
+    run = Run.load(source, *(overrides or []), *_device(device))
+    folder = out or (Path(source) if Path(source).is_dir() else Path("runs") / Path(source).stem)
+    with Watch(run.train.images) as watch:
+        train_run(run, folder, resume, watch)
+
+
+@app.command()
+def sample(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a preset.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
+    label: Annotated[
+        str | None, typer.Option(help="Class by number or name; a,b,... each.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="HxW in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="euler, heun, ab2 or dpmpp_2m.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Which average; 0 the raw weights.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="One seed; picture i is (seed, i).")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
+    out: Annotated[Path, typer.Option(help="A .png sheet, or a folder.")] = Path("out/samples.png"),
+    random_init: Annotated[bool, typer.Option("--random-init", help="A preset untrained.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures from a run folder, or from a preset's random weights."""
+    import time
+
+    from pointillist.engine.device import DTYPES
+    from pointillist.pictures import contact_sheet, flat, save_png
+    from pointillist.run import Run
+    from pointillist.sample import Ask, load, untrained
+
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype}; it is one of {', '.join(DTYPES)}")
+    if random_init:
+        wanted = Run.load(run, *(overrides or []), *_device(device))
+        trained = untrained(wanted, wanted.data.promise())
+    else:
+        if overrides:
+            raise InputError(f"{overrides[0]}: a run folder describes itself; key=value goes with "
+                             f"--random-init")  # fmt: skip
+        trained = load(run, ema, device)
+    labels: Any = label
+    if label is not None and "," in label and label not in trained.spec.classes:
+        labels = tuple(part.strip() for part in label.split(","))
+    ask = Ask(
+        count=count, label=labels, size=_size(size), steps=steps, sampler=sampler,
+        guidance=guidance, interval=_interval(interval), seed=seed, batch=batch, dtype=dtype,
+    )  # fmt: skip
+    begun = time.perf_counter()
+    show = sys.stderr.isatty()
+    found = trained.answer(
+        ask, progress=lambda done: print(f"{done}/{count}", file=sys.stderr) if show else None
+    )
+    seconds = time.perf_counter() - begun
+    pictures = flat(found.x)
+    if out.suffix == ".png":
+        save_png(contact_sheet(pictures), out)
+    else:
+        for i in range(count):
+            save_png(contact_sheet(pictures[i : i + 1]), out / f"{i:06d}.png")
+    facts = {
+        "out": str(out),
+        "count": count,
+        "nfe": found.nfe,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(count / seconds, 2),
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print(f"{count} pictures, {found.nfe} network evaluations each, {seconds:.1f} s, in {out}")
+
+
+@app.command()
+def show(
+    source: Source, overrides: Overrides = None, as_json: AsJson = False, device: Device = None
+) -> None:
+    """The resolved configuration, parameters, FLOPs and memory; trains nothing."""
+    import yaml
+
+    from pointillist.describe import describe
+    from pointillist.run import Run, to_dict
+
+    run = Run.load(source, *(overrides or []), *_device(device))
+    facts = describe(run, run.data.promise())
+    if as_json:
+        print(json.dumps({**facts, "run": to_dict(run)}))
+        return
+    print(yaml.safe_dump(to_dict(run), sort_keys=False), end="")
+    print(f"# parameters        {facts['parameters']:,} ({facts['trainable']:,} trained)")
+    print(f"# one forward       {facts['macs'] / 1e9:.3f} GMAC = {facts['flops'] / 1e9:.3f} GFLOP")
+    print(f"# tokens            {facts['tokens']} a picture")
+    print(f"# activations       {facts['activation_bytes'] / 1e6:.1f} MB a picture in training")
+    print(f"# training memory   {facts['training_bytes'] / 1e9:.2f} GB, estimated")
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """What there is, one line each."""
+    from pointillist.run import preset_names, preset_text
+
+    lines = {n: preset_text(n).splitlines()[0].removeprefix("# ") for n in preset_names()}
+    if as_json:
+        print(json.dumps(lines))
+        return
+    for name, text in lines.items():
+        print(f"{name:<22} {text}")
+
+
+@data_app.command("list")
+def data_list(as_json: AsJson = False) -> None:
+    """The kinds of data set this version reads."""
+    from pointillist.data import KNOWN
+
+    if as_json:
+        print(json.dumps(KNOWN))
+        return
+    for name, text in KNOWN.items():
+        print(f"{name:<10} {text}")
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[str, typer.Argument(metavar="SET", help="A kind, folder, preset or file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Walk a set and say what is found, refused (and why), and what an epoch will really use."""
+    from pointillist.data import KNOWN
+    from pointillist.data.report import check, facts, lines
+    from pointillist.run import Run, from_dict
+
+    extra = tuple(overrides or [])
+    if source in KNOWN:
+        run = from_dict({"data": {"kind": source}}, extra)
+    elif Path(source).is_dir() and not (Path(source) / "run.yaml").exists():
+        run = from_dict({"data": {"kind": "folder", "path": source}}, extra)
+    else:
+        run = Run.load(source, *extra)
+    report = check(run.data)
+    print(json.dumps(facts(report)) if as_json else "\n".join(lines(report)))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, and which optional parts work and why not."""
+    from pointillist.doctor import facts, lines
+
+    found = facts()
+    print(json.dumps(found) if as_json else "\n".join(lines(found)))
+
+
+def _device(name: str | None) -> list[str]:
+    return [f"device={name}"] if name else []
+
+
+def _size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--size is {text}; it is HxW, as 64x48")
+    size = tuple(int(part) for part in parts)
+    return size * 2 if len(size) == 1 else size
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--interval is {text}; it is LO,HI, as 0.1,1") from None
+    return low, high
+
+
+def main() -> None:
+    """The command: one sentence and exit 2 for the user's mistakes, 130 when interrupted."""
+    from pointillist.engine.device import is_out_of_memory
+    from pointillist.engine.session import Interrupted
+
+    try:
+        code = app(standalone_mode=False)
+    except Interrupted as stop:
+        _end(str(stop), 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("interrupted", 130)
+    except typer.TyperException as error:
+        _end(f"{error.format_message()} `pointillist --help` tells more.", 2)
+    except InputError as error:
+        _end(str(error), 2)
+    except BrokenPipeError:
+        os._exit(0)
+    except OSError as error:
+        _end(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _end("not enough memory; make train.batch, train.micro_batch or --batch smaller", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(sentence: str, code: int) -> None:
+    print(f"pointillist: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,98 @@
+"""One picture file to 8-bit values of a fixed size, whatever it was stored as."""
+
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from pointillist.types import InputError
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+)
+LARGEST = 80_000_000  # pixels; a small file can ask for far more memory than the machine has
+
+
+class Decoded(NamedTuple):
+    """A picture, its shape in the file as seen upright, and what had to be converted."""
+
+    x: UInt8[np.ndarray, "c h w"]
+    shape: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def decode(
+    path: Path, size: tuple[int, int], channels: int, fit: Literal["crop", "pad"], enlarge: bool
+) -> Decoded:
+    """The picture at `size` = (h, w); InputError with the reason where it cannot be used.
+
+    Transparent parts lie on white; 16-bit values are divided by 257; of several frames the first
+    counts. `crop` keeps the largest centred part of the right shape, `pad` the whole on white.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of large files; the limit below is ours.
+            warnings.simplefilter("ignore")
+            return _decode(path, size, channels, fit, enlarge)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"unreadable: {reason.replace(str(path), path.name)}") from None
+
+
+def _decode(path: Path, size: tuple[int, int], channels: int, fit: str, enlarge: bool) -> Decoded:
+    if path.stat().st_size == 0:
+        raise InputError("unreadable: the file is empty")
+    with Image.open(path) as file:
+        if file.width * file.height > LARGEST:
+            raise InputError(
+                f"unreadable: {file.width}x{file.height} pixels, more than {LARGEST:,} in all"
+            )
+        notes = []
+        if ";16" in str(file.tile) or file.mode in ("I", "F"):
+            notes.append("16-bit")
+        if file.getexif().get(0x0112, 1) not in (0, 1):
+            notes.append("EXIF-rotated")
+        image: Image.Image = ImageOps.exif_transpose(file)
+    h, w = size
+    shape = (image.height, image.width)
+    if (image.height < h or image.width < w) and not enlarge:
+        raise InputError(
+            f"too small: {image.height}x{image.width}, wanted {h}x{w}; data.enlarge=true takes it"
+        )
+    image = _eight_bit(image, notes, channels)
+    if image.size != (w, h) and fit == "crop":
+        image = ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS)
+    elif image.size != (w, h):
+        image = ImageOps.pad(image, (w, h), Image.Resampling.LANCZOS, color="white")
+    x = np.asarray(image).reshape(h, w, channels).transpose(2, 0, 1)
+    return Decoded(np.ascontiguousarray(x), shape, tuple(notes))
+
+
+def _eight_bit(image: Image.Image, notes: list[str], channels: int) -> Image.Image:
+    """The picture in mode L or RGB; what was done is added to `notes`."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        # Pillow opens some 16-bit greys as 32-bit integers; anything larger has no known white.
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+            raise InputError("unreadable: values outside 0 to 65535 have no known black and white")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        notes.append("palette")
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA"
+                              else "RGB")  # fmt: skip
+    if image.mode == "CMYK":
+        notes.append("CMYK")
+    if image.mode in ("1", "L", "LA") and channels == 3:
+        notes.append("grey")
+    if image.mode in ("LA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            notes.append("transparent")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image)
+    return image.convert("L" if channels == 1 else "RGB")

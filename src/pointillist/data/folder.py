@@ -1,0 +1,316 @@
+"""A folder of pictures: class = sub-folder, caption = a .txt beside the picture or metadata."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator
+
+from pointillist.data.decode import SUFFIXES, Decoded, decode
+from pointillist.data.report import Refused, Report
+from pointillist.data.source import InMemory, Rows, Source
+from pointillist.types import InputError, Spec, config, grid_axes
+
+IN_MEMORY = 512 << 20  # bytes of decoded pictures; larger sets are decoded as they are needed
+SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+
+
+def parse_size(value: Any) -> Any:
+    """`64`, `"48x64"` (height x width) or a pair."""
+    if isinstance(value, str):
+        parts = value.lower().split("x")
+        if len(parts) <= 2 and all(part.isdigit() for part in parts):
+            return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    return value
+
+
+@config
+class FolderConfig:
+    """`size` is an edge or HxW; `fit` crops the centre or pads with white; `enlarge` takes files
+    that are smaller than that.
+
+    Sub-folders `train` and `test` (or `val`) are the splits where both exist; otherwise a share
+    `test_share` of the files, by a hash of their names, is held out. `classes` is the number of
+    sub-folders expected, 0 takes what is found.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str = "data/pictures"
+    size: Annotated[int | tuple[int, int], BeforeValidator(parse_size)] = 64
+    fit: Literal["crop", "pad"] = "crop"
+    enlarge: bool = False
+    channels: Literal[1, 3] = 3
+    classes: int = 0
+    test_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1:
+            raise InputError(f"data.size is {self.size}; it must be 1 or more")
+        if self.classes < 0:
+            raise InputError(f"data.classes is {self.classes}; it must be 0 or more")
+        if not 0 < self.test_share < 1:
+            raise InputError(f"data.test_share is {self.test_share}; it lies in (0, 1)")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    def promise(self) -> Spec:
+        """What the set will be: its classes where it is at hand, else as many as expected."""
+        if Path(self.path).is_dir():
+            listing = scan(self)
+            return self._spec(listing.classes, any(item.captions for item in listing.items))
+        return self._spec(tuple(str(i) for i in range(self.classes)), False)
+
+    def _spec(self, classes: tuple[str, ...], captions: bool, **more: Any) -> Spec:
+        offset = (127.5,) * self.channels
+        return Spec(channels=self.channels, axes=grid_axes(self.grid), classes=classes,
+                    captions=captions, offset=offset, scale=offset, **more)  # fmt: skip
+
+    def decode(self, item: "Item") -> Decoded:
+        path = Path(self.path) / item.file
+        return decode(path, self.grid, self.channels, self.fit, self.enlarge)
+
+    def open(self, split: Literal["train", "test"]) -> Source:
+        """The split: in memory where it fits, else decoded in workers as it is needed."""
+        listing = scan(self)
+        items = [item for item in listing.items if item.split == split]
+        spec = self._spec(listing.classes, any(item.captions for item in listing.items))
+        if len(items) * spec.channels * spec.cells > IN_MEMORY:
+            return Lazy(self, items, spec)
+        return _load(self, items, spec)
+
+    def examine(self) -> Report:
+        """Decode everything once and count."""
+        listing = scan(self)
+        captions = any(item.captions for item in listing.items)
+        spec = self._spec(listing.classes, captions)
+        report = Report(self.path, spec, len(listing.items) + len(listing.missing), {})
+        report.refused = list(listing.missing)
+        report.used = {"train": 0, "test": 0}
+        for item, found in zip(listing.items, decode_all(self, listing.items), strict=True):
+            if isinstance(found, InputError):
+                report.refused.append(Refused(item.file, str(found)))
+                continue
+            report.used[item.split] += 1
+            report.shapes[found.shape] += 1
+            report.notes.update(found.notes)
+            if item.label >= 0:
+                report.classes[listing.classes[item.label]] += 1
+            if captions and not item.captions:
+                report.uncaptioned.append(item.file)
+        return report
+
+
+class Item(NamedTuple):
+    """One picture: its file relative to the folder, class (-1: none), captions and split."""
+
+    file: str
+    label: int
+    captions: tuple[str, ...]
+    split: str
+
+
+class Listing(NamedTuple):
+    items: list[Item]
+    classes: tuple[str, ...]
+    missing: list[Refused]  # named by the metadata, but not there
+
+
+def scan(config: FolderConfig) -> Listing:
+    """Every picture below the folder in the order of their names; nothing is decoded."""
+    root = Path(config.path)
+    if not root.is_dir():
+        raise InputError(f"data.path {config.path} is not a folder; put pictures there or set it")
+    files = sorted(_pictures(root))
+    if not files:
+        raise InputError(
+            f"data.path {config.path} holds no picture; known endings are "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    captions, missing = _metadata(root, set(files))
+    tops = {file.split("/")[0] for file in files if "/" in file}
+    folders = {split: [n for n in names if n in tops] for split, names in SPLITS.items()}
+    given = bool(folders["train"]) and bool(folders["test"])
+    parents = {}
+    for file in files:
+        parts = file.split("/")[1 if given and "/" in file else 0 : -1]
+        parents[file] = parts[0] if parts else None
+    classes = tuple(sorted({name for name in parents.values() if name is not None}))
+    if config.classes and len(classes) != config.classes:
+        raise InputError(
+            f"data.classes is {config.classes}, but data.path {config.path} has {len(classes)} "
+            f"sub-folders of pictures; set data.classes=0 to take what is there"
+        )
+    held = set() if given else _held_out(files, config.test_share)
+    number = {name: i for i, name in enumerate(classes)}
+    items = []
+    for file in files:
+        if given:
+            split = "test" if file.split("/")[0] in folders["test"] else "train"
+        else:
+            split = "test" if file in held else "train"
+        parent = parents[file]
+        label = -1 if parent is None else number[parent]
+        own = captions.get(file) or _beside(root / file)
+        items.append(Item(file, label, own, split))
+    return Listing(items, classes, missing)
+
+
+def _pictures(root: Path) -> list[str]:
+    found = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                found.append((Path(folder) / name).relative_to(root).as_posix())
+    return found
+
+
+def _held_out(files: list[str], share: float) -> set[str]:
+    """Files whose hash falls into the share, so that new files move no old one; at least one."""
+
+    def place(file: str) -> float:
+        digest = hashlib.blake2b(file.encode(), digest_size=8).digest()
+        return int.from_bytes(digest) / 2**64
+
+    held = {file for file in files if place(file) < share}
+    return held if 0 < len(held) < len(files) else {min(files, key=place)}
+
+
+def _beside(path: Path) -> tuple[str, ...]:
+    """Captions in the .txt of the same name, one a line."""
+    try:
+        text = path.with_suffix(".txt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.with_suffix('.txt')} cannot be read: {error}") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _metadata(root: Path, files: set[str]) -> tuple[dict[str, tuple[str, ...]], list[Refused]]:
+    """Captions by file from metadata.jsonl or metadata.csv, and named files that are not there."""
+    captions: dict[str, tuple[str, ...]] = {}
+    missing = []
+    for path in (root / "metadata.jsonl", root / "metadata.csv"):
+        if not path.is_file():
+            continue
+        for number, row in _table(path):
+            file = row.get("file_name")
+            if not isinstance(file, str):
+                raise InputError(f"{path}, line {number} has no file_name; each row names a file")
+            file = Path(file).as_posix()
+            text = row.get("text") or row.get("caption") or ()
+            several = (text,) if isinstance(text, str) else text
+            if not isinstance(several, (list, tuple)):
+                raise InputError(f"{path}, line {number}: text is {text!r}; give a string or list")
+            captions[file] = tuple(str(one).strip() for one in several if str(one).strip())
+            if file not in files:
+                missing.append(Refused(file, f"named by {path.name}, but not there"))
+    return captions, missing
+
+
+def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if path.suffix == ".csv":
+        return list(enumerate(csv.DictReader(text.splitlines()), 2))
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is not a JSON object; one a line is read")
+        rows.append((number, row))
+    return rows
+
+
+def decode_all(config: FolderConfig, items: Sequence[Item]) -> list[Decoded | InputError]:
+    """Every picture or the reason against it; threads, as decoders release Python's lock."""
+
+    def one(item: Item) -> Decoded | InputError:
+        try:
+            return config.decode(item)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, items))
+
+
+def _load(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
+    found = decode_all(config, items)
+    good = [(i, d) for i, d in zip(items, found, strict=True) if isinstance(d, Decoded)]
+    refused = tuple(
+        Refused(i.file, str(d))
+        for i, d in zip(items, found, strict=True)
+        if not isinstance(d, Decoded)
+    )
+    if not good:
+        raise InputError(
+            f"none of the {len(items)} pictures in data.path {config.path} can be used; the first "
+            f"is {refused[0].file}, {refused[0].reason}"
+        )
+    x = torch.from_numpy(np.stack([decoded.x for _, decoded in good]))
+    digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
+    spec = dataclasses.replace(spec, samples=len(good), fingerprint=digest)
+    label = torch.tensor([item.label for item, _ in good]) if spec.classes else None
+    caption = [item.captions for item, _ in good] if spec.captions else None
+    return InMemory(x, spec, label, caption, refused)
+
+
+class Lazy:
+    """A large set, decoded row by row; plain values only, so that workers can be spawned.
+
+    A file that turns out to be unreadable is named in `Rows.refused`, and the next readable one
+    takes its place, so that sample numbers keep their meaning.
+    """
+
+    in_memory = False
+    refused: tuple[Refused, ...] = ()
+
+    def __init__(self, config: FolderConfig, items: list[Item], spec: Spec) -> None:
+        self.config, self.items = config, items
+        digest = hashlib.blake2b(digest_size=16)
+        for item in items:
+            bytes_ = (Path(config.path) / item.file).stat().st_size
+            digest.update(f"{item.file} {bytes_}\n".encode())
+        self.spec = dataclasses.replace(spec, samples=len(items), fingerprint=digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def rows(self, rows: Sequence[int]) -> Rows:
+        refused: list[Refused] = []
+        found = [self._readable(row, refused) for row in rows]
+        x = torch.from_numpy(np.stack([decoded.x for _, decoded in found]))
+        label = torch.tensor([item.label for item, _ in found]) if self.spec.classes else None
+        caption = tuple(item.captions for item, _ in found) if self.spec.captions else None
+        return Rows(x, label, caption, tuple(refused))
+
+    def _readable(self, row: int, refused: list[Refused]) -> tuple[Item, Decoded]:
+        for step in range(len(self.items)):
+            item = self.items[(row + step) % len(self.items)]
+            try:
+                return item, self.config.decode(item)
+            except InputError as error:
+                refused.append(Refused(item.file, str(error)))
+        raise InputError(
+            f"none of the {len(self.items)} pictures in data.path {self.config.path} can be used; "
+            f"the first is {refused[0].file}, {refused[0].reason}"
+        )

@@ -1,0 +1,104 @@
+"""Samples in their order, as batches: a function of the seed and the running sample number alone.
+
+Sample number n is place n mod N of epoch n div N, and every epoch has its own order. How many
+workers decode, or how large the batches are, changes nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pointillist.data.report import Refused
+from pointillist.data.source import Rows, Source
+from pointillist.draws import permutation
+from pointillist.types import Batch, Spec
+
+
+class Order:
+    """Which row sample number n is; the last epoch's order is kept, as runs move forward."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.seed, self.rows = seed, rows
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, numbers: range) -> list[int]:
+        found = []
+        for number in numbers:
+            epoch, place = divmod(number, self.rows)
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._order = permutation(self.seed, epoch, "order", self.rows)
+            found.append(int(self._order[place]))
+        return found
+
+
+def to_batch(rows: Rows, numbers: Tensor, spec: Spec) -> Batch:
+    """Stored values to the network's units: (v - offset)/scale, float32."""
+    x = rows.x.float()
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    offset, scale = torch.tensor(spec.offset).view(shape), torch.tensor(spec.scale).view(shape)
+    return Batch(numbers, (x - offset) / scale, label=rows.label, caption=rows.caption)
+
+
+class _Numbered(Dataset[Rows]):
+    """Rows by a range of sample numbers; a source in a worker is a copy of this one."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.order = source, Order(seed, len(source))
+
+    def __getitem__(self, numbers: range) -> Rows:
+        return self.source.rows(self.order(numbers))
+
+
+def _ranges(start: int, stop: int, batch: int) -> Iterator[range]:
+    """Consecutive ranges of sample numbers; the last may be short."""
+    for first in range(start, stop, batch):
+        yield range(first, min(first + batch, stop))
+
+
+class _Whole:
+    """The rows as they are: torch's own collation knows neither None nor captions."""
+
+    def __call__(self, rows: Any) -> Any:
+        return rows
+
+
+class _Ranges(torch.utils.data.Sampler[Any]):
+    def __init__(self, start: int, stop: int, batch: int) -> None:
+        self.arguments = (start, stop, batch)
+
+    def __iter__(self) -> Iterator[range]:
+        return _ranges(*self.arguments)
+
+
+def batches(
+    source: Source,
+    seed: int,
+    start: int,
+    stop: int,
+    batch: int,
+    workers: int = 0,
+    refused: Callable[[Refused, int], None] | None = None,
+) -> Iterator[Batch]:
+    """Batches of samples start, start + 1, ... stop - 1; sets in memory use no workers.
+
+    `refused` hears of every unreadable file, and up to which sample number its batch goes.
+    """
+    if source.in_memory:
+        workers = 0
+    loader: DataLoader[Rows] = DataLoader(
+        _Numbered(source, seed),
+        sampler=_Ranges(start, stop, batch),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        collate_fn=_Whole(),
+    )
+    for numbers, rows in zip(_ranges(start, stop, batch), loader, strict=True):
+        if refused is not None:
+            for file in rows.refused:
+                refused(file, numbers.stop)
+        yield to_batch(rows, torch.arange(numbers.start, numbers.stop), source.spec)

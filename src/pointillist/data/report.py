@@ -1,0 +1,96 @@
+"""What a set holds, what of it is refused and why, and what an epoch will really use."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pointillist.types import Spec
+
+
+class Refused(NamedTuple):
+    """A file that is not used, relative to the set's folder, and the reason."""
+
+    file: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """Counts of one walk through a set."""
+
+    name: str
+    spec: Spec
+    found: int
+    used: dict[str, int]  # by split
+    refused: list[Refused] = field(default_factory=list)
+    classes: Counter[str] = field(default_factory=Counter)  # pictures used, by class
+    uncaptioned: list[str] = field(default_factory=list)
+    shapes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (h, w) in the files
+    notes: Counter[str] = field(default_factory=Counter)  # conversions: grey, CMYK, ...
+
+
+def check(config: Any) -> Report:
+    """Walk the set behind a data configuration from end to end."""
+    if hasattr(config, "examine"):
+        return config.examine()
+    sources = {split: config.open(split) for split in ("train", "test")}
+    spec = sources["train"].spec
+    report = Report(config.kind, spec, 0, {name: len(source) for name, source in sources.items()})
+    report.found = sum(report.used.values())
+    report.shapes[(spec.size[0], spec.size[1])] = report.found
+    for name, source in sources.items():
+        if source.label is not None:
+            for number in source.label.tolist():
+                report.classes[spec.classes[number]] += 1
+        for i, captions in enumerate(source.caption or ()):
+            if not captions:
+                report.uncaptioned.append(f"{name} {i}")
+    return report
+
+
+def facts(report: Report) -> dict[str, Any]:
+    """The report as plain values."""
+    return {
+        "name": report.name,
+        "found": report.found,
+        "used": report.used,
+        "size": list(report.spec.size),
+        "channels": report.spec.channels,
+        "classes": {name: report.classes[name] for name in report.spec.classes},
+        "captions": report.spec.captions,
+        "refused": [{"file": one.file, "reason": one.reason} for one in report.refused],
+        "uncaptioned": report.uncaptioned,
+        "shapes": {f"{h}x{w}": n for (h, w), n in report.shapes.most_common()},
+        "converted": dict(report.notes),
+    }
+
+
+def lines(report: Report, shown: int = 12) -> list[str]:
+    """The report as text; every refused file is named."""
+    spec = report.spec
+    size = "x".join(map(str, spec.size))
+    text = [f"{report.name}: {report.found} pictures found, {len(report.refused)} refused"]
+    text += [f"  refused {one.file}: {one.reason}" for one in report.refused]
+    used = ", ".join(f"{count} to {split}" for split, count in report.used.items())
+    text.append(f"an epoch uses {report.used['train']} ({used}), {spec.channels} x {size} each")
+    if len(report.shapes) > 1:
+        common = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.shapes.most_common(shown))
+        more = ", ..." if len(report.shapes) > shown else ""
+        text.append(f"uneven in shape: {len(report.shapes)} shapes, height x width: {common}{more}")
+    if report.notes:
+        text.append("converted: " + ", ".join(f"{n} {what}" for what, n in report.notes.items()))
+    if spec.classes:
+        sizes = [report.classes[name] for name in spec.classes]
+        text.append(f"{len(spec.classes)} classes of {min(sizes)} to {max(sizes)} pictures: "
+                    + ", ".join(f"{name} ({report.classes[name]})" for name in spec.classes[:shown])
+                    + (", ..." if len(spec.classes) > shown else ""))  # fmt: skip
+    else:
+        text.append("no classes: there are no sub-folders")
+    if spec.captions:
+        text.append(f"captioned, but for {len(report.uncaptioned)}")
+        text += [f"  uncaptioned {name}" for name in report.uncaptioned[:shown]]
+        if len(report.uncaptioned) > shown:
+            text.append(f"  and {len(report.uncaptioned) - shown} more (--json names all)")
+    else:
+        text.append("no captions")
+    return text

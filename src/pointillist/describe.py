@@ -1,0 +1,83 @@
+"""What a configuration costs, found on the meta device: nothing is allocated or trained."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pointillist.models import Network
+from pointillist.run import Run
+from pointillist.types import Given, InputError, Spec
+
+
+def describe(run: Run, spec: Spec) -> dict[str, Any]:
+    """Parameters, multiply-accumulates and memory of one forward of one picture."""
+    run.check(spec)
+    with torch.device("meta"):
+        model = run.model.build(spec)
+        x = torch.zeros(1, spec.channels, *spec.size)
+        given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        t = torch.zeros(1)
+    network = Network(model.train())
+    # The plain form of attention is written in matrix products, which the counter knows.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            network(x, t, given)
+    flops = counter.get_total_flops()
+    with _saved() as held:
+        network(x, t, given)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    activation = held[0] // (2 if run.train.precision == "bfloat16" else 1)
+    micro = run.train.micro_batch or run.train.batch
+    # Weights and gradients, two moments, and every EMA: float32 each.
+    states = 4 * (parameters * (1 + len(run.train.ema)) + 3 * trainable)
+    return {
+        "parameters": parameters,
+        "trainable": trainable,
+        "macs": flops // 2,
+        "flops": flops,
+        "activation_bytes": activation,
+        "training_bytes": states + micro * activation,
+        "tokens": math.prod(model.trained),
+    }
+
+
+@contextmanager
+def _saved() -> Iterator[list[int]]:
+    """Bytes kept for the backward pass, weights not counted; each storage once."""
+    total, seen = [0], set()
+
+    def pack(value: Tensor) -> Tensor:
+        # Meta tensors have no addresses: an object's storage stands for itself while it lives.
+        storage = value.untyped_storage()
+        if not isinstance(value, torch.nn.Parameter) and storage._cdata not in seen:
+            seen.add(storage._cdata)
+            kept.append(storage)
+            total[0] += storage.nbytes()
+        return value
+
+    kept: list[Any] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        yield total
+
+
+def refuse_too_large(run: Run, facts: dict[str, Any], free: int, device: str) -> None:
+    """InputError with a batch that fits, where training cannot fit into `free` bytes."""
+    if facts["training_bytes"] <= free:
+        return
+    micro = run.train.micro_batch or run.train.batch
+    states = facts["training_bytes"] - micro * facts["activation_bytes"]
+    fits = int((free - states) * 0.8) // facts["activation_bytes"]
+    what = (
+        f"train.batch={micro} of this model needs about {facts['training_bytes'] / 1e9:.1f} GB, "
+        f"{device} has {free / 1e9:.1f} GB free"
+    )
+    if fits < 1:
+        raise InputError(f"{what}, and a single sample does not fit; choose a smaller model")
+    raise InputError(f"{what}; train.micro_batch={min(fits, micro)} fits, with the same result")

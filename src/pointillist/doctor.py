@@ -1,0 +1,74 @@
+"""What works on this machine, and why the rest does not."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import torch
+from PIL import features
+
+from pointillist.engine.device import free_memory
+from pointillist.version import __version__, commit
+
+PACKAGES = (
+    "torch", "numpy", "pillow", "safetensors", "pydantic", "rich", "pyyaml", "einops",
+    "jaxtyping", "typer",
+)  # fmt: skip
+
+
+def facts() -> dict[str, Any]:
+    """Versions, devices and optional parts, as plain values."""
+    cpu = torch.device("cpu")
+    devices: dict[str, str] = {
+        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {free_memory(cpu) / 1e9:.1f} GB free"
+    }
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(i)
+            devices[f"cuda:{i}"] = f"{about.name}, {about.total_memory / 1e9:.0f} GB"
+    else:
+        built = torch.version.cuda
+        devices["cuda"] = "no: " + ("no device found" if built else "this torch is built without")
+    mps = torch.backends.mps
+    devices["mps"] = "yes" if mps.is_available() else "no: not an Apple GPU"
+    beside = importlib.util.find_spec("torchvision") is not None
+    return {
+        "pointillist": f"{__version__} {commit()}".strip(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": devices,
+        "parts": {
+            "bfloat16 on this CPU": "fast" if _fast_bfloat16() else "works, not faster",
+            "WebP (the embedded emoji)": "yes" if features.check("webp") else "no: Pillow lacks it",
+            "torchvision": "installed; not used here" if beside else "absent, as it should be",
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing: pip install " + package
+
+
+def _fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+    except OSError:
+        return platform.machine() == "arm64"
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The facts as text."""
+    text = [f"pointillist {found['pointillist']}, Python {found['python']}"]
+    for title in ("packages", "devices", "parts"):
+        text.append(f"{title}:")
+        text += [f"  {name:<26} {value}" for name, value in found[title].items()]
+    return text

@@ -1,0 +1,1 @@
+"""Machinery that knows torch and nothing about diffusion."""

@@ -1,0 +1,34 @@
+"""The log of a run: one JSON object a line, without gap or repeat after a resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pointillist.engine.checkpoint import write_text
+
+
+class Log:
+    """Appends events to `log.jsonl`; each is flushed, so a kill loses at most its own line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, images: int) -> None:
+        """Drop what was logged after `images`, and a last line that was cut off in writing."""
+        kept = [event for event in read(self.path) if event["images"] <= images]
+        write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def write(self, event: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a log."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events

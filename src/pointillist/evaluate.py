@@ -1,0 +1,51 @@
+"""How good a network is, on data it was not trained on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pointillist.data.loader import to_batch
+from pointillist.data.source import Source
+from pointillist.draws import Draw
+from pointillist.models import Network
+from pointillist.objective import StraightConfig
+from pointillist.types import Given
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+NOISE_SEED = 0  # validation noise belongs to the picture, the same in every run
+
+
+def held_out(source: Source, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first `count` samples in the network's units, and their labels."""
+    rows = source.rows(range(min(count, len(source))))
+    batch = to_batch(rows, torch.arange(rows.x.shape[0]), source.spec)
+    return batch.x, batch.label
+
+
+@torch.no_grad()
+def velocity_loss(
+    network: Network,
+    objective: StraightConfig,
+    x: Tensor,
+    label: Tensor | None,
+    times: Sequence[float] = TIMES,
+    batch: int = 256,
+) -> list[float]:
+    """Mean squared error of the velocity at each time, with the noise fixed for each picture.
+
+    The clamp of the loss is left out, so the figure compares with any other denoiser's.
+    """
+    total = torch.zeros(len(times), dtype=torch.float64)
+    for first in range(0, x.shape[0], batch):
+        part = x[first : first + batch].to(network.device)
+        index = torch.arange(first, first + part.shape[0])
+        eps = objective.noise(Draw(NOISE_SEED, index), tuple(part.shape[1:])).to(part.device)
+        given = Given(label=None if label is None else label[index].to(part.device))
+        for i, time in enumerate(times):
+            t = torch.full((part.shape[0],), time, device=part.device)
+            xt = objective.mix(part, eps, t)
+            answer = network(*objective.see(xt, t), given).value.float()
+            error = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t) - (part - eps)
+            total[i] += error.double().square().flatten(1).mean(1).sum().cpu()
+    return (total / x.shape[0]).tolist()

@@ -1,0 +1,1 @@
+"""The shared alphabet: what has a name in a textbook is written once, here."""

@@ -1,0 +1,74 @@
+"""Multi-head self-attention."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointillist.layers.norm import RMSNorm
+from pointillist.layers.rope import Rotation, rotate
+from pointillist.types import InputError
+
+
+class SelfAttention(nn.Module):
+    """Fused q, k, v with bias; optional RMSNorm of each head's q and k before an optional rotation.
+
+    The norm comes before the rotation because its per-entry gain does not commute with turning.
+    """
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Tensor, "b n d"]:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        drop = self.dropout if self.training else 0.0
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, drop)
+        out = self.out(mixed.transpose(1, 2).flatten(2))
+        return F.dropout(out, drop) if drop else out
+
+
+def attend(
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h m e"],
+    v: Float[Tensor, "b h m e"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "b h n e"]:
+    """softmax(q k^T / sqrt(e)) v.
+
+    torch's fused form for bfloat16 on the CPU has a slow backward: up to 256 tokens the three plain
+    steps take a quarter to four fifths of its time (`bench/layers.py`).
+    """
+    if v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] <= 256 and not dropout:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return scores.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def check_heads(width: int, heads: int, field: str = "model") -> None:
+    """Raise InputError where the width does not split into heads of even size."""
+    if width % heads:
+        raise InputError(f"{field}.width {width} is not divisible by {field}.heads {heads}")
+    if width // heads % 2:
+        raise InputError(
+            f"{field}.width {width} over {heads} heads gives odd heads of {width // heads}; "
+            f"rotation and position codes need pairs"
+        )
+
+
+def zero_(*layers: nn.Module) -> None:
+    """Zero the weight and bias of each layer (adaLN-Zero starts every block as the identity)."""
+    with torch.no_grad():
+        for layer in layers:
+            for p in layer.parameters():
+                p.zero_()

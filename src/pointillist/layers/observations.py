@@ -1,0 +1,55 @@
+"""Observations from one form into the other: gridded (seen, mask), scattered (at, value)."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def centres(size: tuple[int, ...]) -> Float[Tensor, "k s"]:
+    """Cell centres of a grid, row-major, in [-1, 1] along each axis: ((i + .5)/n) 2 - 1."""
+    ticks = [(torch.arange(n, dtype=torch.float64) + 0.5) / n * 2 - 1 for n in size]
+    return torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).flatten(0, -2).float()
+
+
+def cell_of(at: Float[Tensor, "b m s"], size: tuple[int, ...]) -> Int[Tensor, "b m"]:
+    """Row-major number of the cell that holds each point; points on the rim belong to the last."""
+    number = torch.zeros(at.shape[:-1], dtype=torch.long, device=at.device)
+    for axis, n in enumerate(size):
+        cell = ((at[..., axis].double() + 1) / 2 * n).floor().long().clamp(0, n - 1)
+        number = number * n + cell
+    return number
+
+
+def to_grid(
+    at: Float[Tensor, "b m s"],
+    value: Float[Tensor, "b c m"],
+    valid: Bool[Tensor, "b _ m"],
+    size: tuple[int, ...],
+) -> tuple[Float[Tensor, "b c *space"], Bool[Tensor, "b c *space"]]:
+    """Mean of the valid points in each cell, and where there are any; 0 elsewhere."""
+    b, c, m = value.shape
+    where = cell_of(at, size)[:, None].expand(b, c, m)
+    use = valid.expand(b, c, m)
+    shape = (b, c, math.prod(size))
+    total = value.new_zeros(shape).scatter_add_(2, where, value.masked_fill(~use, 0))
+    count = value.new_zeros(shape).scatter_add_(2, where, use.to(value.dtype))
+    seen = total / count.clamp(min=1)
+    return seen.view(b, c, *size), (count > 0).view(b, c, *size)
+
+
+def to_points(
+    seen: Float[Tensor, "b c *space"], mask: Bool[Tensor, "b _ *space"]
+) -> tuple[Float[Tensor, "b m s"], Float[Tensor, "b c m"], Bool[Tensor, "b c m"]]:
+    """The observed cells as points at their centres, as many as the fullest sample has."""
+    b, c, size = seen.shape[0], seen.shape[1], tuple(seen.shape[2:])
+    use = mask.expand_as(seen).flatten(2)
+    any_channel = use.any(1)
+    m = max(int(any_channel.sum(1).max()), 1)
+    # A stable sort puts observed cells first, in the order of the grid.
+    order = torch.argsort((~any_channel).to(torch.int8), dim=1, stable=True)[:, :m]
+    at = centres(size).to(seen.device)[order]
+    take = order[:, None].expand(b, c, m)
+    valid = use.gather(2, take)
+    return at, seen.flatten(2).gather(2, take).masked_fill(~valid, 0), valid

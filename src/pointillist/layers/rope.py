@@ -1,0 +1,36 @@
+"""Rotary position embedding along one, two or three axes (Su et al. 2104.09864)."""
+
+import torch
+from jaxtyping import Complex64, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pointillist.layers.embed import positions
+
+Rotation = Complex64[Tensor, "n half"]  # e^(i angle) for every token and pair of a head
+
+
+def rope(
+    grid: tuple[int, ...],
+    trained: tuple[int, ...],
+    head_width: int,
+    theta: float = 1e4,
+    fixed: int = 0,
+) -> Rotation:
+    """Tables for a grid of tokens, preceded by `fixed` tokens that are not turned.
+
+    Each axis turns its own share of the head in adjacent pairs; frequencies theta^(-2k/share).
+    """
+    share = head_width // len(grid) // 2 * 2
+    frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+    mesh = torch.meshgrid(*positions(grid, trained), indexing="ij")
+    angle = torch.cat([place.flatten()[:, None] * frequency for place in mesh], -1)
+    still = head_width // 2 - angle.shape[-1]
+    angle = F.pad(angle, (0, still, fixed, 0))
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def rotate(x: Float[Tensor, "b h n e"], rotation: Rotation) -> Float[Tensor, "b h n e"]:
+    """Turn adjacent pairs, in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)

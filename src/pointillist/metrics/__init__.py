@@ -1,0 +1,1 @@
+"""Judging: known answers first."""

@@ -1,0 +1,12 @@
+"""The backbones, one line each; this list is the whole registry."""
+
+from typing import Annotated
+
+from pointillist.models.dit import DiTConfig
+from pointillist.models.door import Network
+from pointillist.models.jit import JiTConfig
+from pointillist.types import by_kind
+
+Backbone = Annotated[DiTConfig | JiTConfig, by_kind]
+
+__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network"]

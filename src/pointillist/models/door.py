@@ -1,0 +1,90 @@
+"""The door of every network: what is asked, put into the form that the model takes.
+
+A picture is a grid `b c *space`, sensors are a set `b c k` at `where`; observations come gridded,
+scattered or both. A model states in `takes` what it works on, and only this file converts.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pointillist.layers.observations import centres, to_grid, to_points
+from pointillist.types import Given, InputError, Prediction, State, Takes, Time
+
+
+def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: str) -> Given:
+    """`given` in the form a model takes for a state of `size`; InputError where it takes none."""
+    axes = given.where.shape[-1] if given.where is not None else len(size)
+    if axes not in takes.axes:
+        raise InputError(
+            f"model {name} takes {' or '.join(map(str, takes.axes))} axes of space, not {axes}"
+        )
+    if given.where is not None and not takes.sets:
+        raise InputError(f"model {name} answers on grids only, not at scattered places")
+    gridded, scattered = given.seen is not None, given.at is not None
+    if (gridded or scattered) and takes.observations == "none":
+        raise InputError(f"model {name} takes no observations")
+    if takes.observations == "gridded" and scattered:
+        given = _gather_on_grid(given, size)
+    if takes.observations == "scattered" and gridded:
+        given = _gather_as_points(given)
+    if takes.sets and given.where is None:
+        places = centres(size)[None].expand(batch, -1, -1)
+        given = given._replace(where=places)
+    return given
+
+
+def _gather_on_grid(given: Given, size: tuple[int, ...]) -> Given:
+    assert given.at is not None and given.value is not None and given.valid is not None
+    seen, mask = to_grid(given.at, given.value, given.valid, size)
+    if given.seen is not None:
+        assert given.mask is not None
+        if tuple(given.seen.shape[2:]) != size:
+            raise InputError("scattered and coarse gridded observations cannot share one grid")
+        held = given.mask.expand_as(given.seen)
+        # A cell's own value wins over points that fell into the cell.
+        seen, mask = held * given.seen + ~held * seen, held | mask
+    return given._replace(seen=seen, mask=mask, at=None, value=None, valid=None)
+
+
+def _gather_as_points(given: Given) -> Given:
+    assert given.seen is not None and given.mask is not None
+    at, value, valid = to_points(given.seen, given.mask)
+    if given.at is not None:
+        assert given.value is not None and given.valid is not None
+        at = torch.cat((given.at, at), 1)
+        valid = torch.cat((given.valid.expand_as(given.value), valid), 2)
+        value = torch.cat((given.value, value), 2)
+    return given._replace(seen=None, mask=None, at=at, value=value, valid=valid)
+
+
+class Network:
+    """A model behind its door: the same two methods, for states and observations of any form."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.takes: Takes = model.takes  # type: ignore[assignment]
+        self.name: str = model.config.kind  # type: ignore[union-attr, assignment]
+
+    def _admit(self, given: Given, size: tuple[int, ...], batch: int) -> Given:
+        given = admit(self.takes, given, size, batch, self.name)
+        where = given.where
+        return given if where is None else given._replace(where=where.to(self.device))
+
+    @property
+    def device(self) -> Any:
+        return next(self.model.parameters()).device
+
+    def condition(self, given: Given, size: tuple[int, ...]) -> Any:
+        """All that needs neither state nor time, encoded once for a whole sampling run."""
+        batch = next((v.shape[0] for v in given if isinstance(v, Tensor)), 1)
+        return self.model.condition(self._admit(given, size, batch), size)  # type: ignore[operator]
+
+    def __call__(self, xt: State, t: Time, given: Given, context: Any = None) -> Prediction:
+        size = tuple(xt.shape[2:])
+        given = self._admit(given, size, xt.shape[0])
+        if not self.takes.sets or xt.dim() == 3:
+            return self.model(xt, t, given, context)
+        flat = self.model(xt.flatten(2), t, given, context)
+        return flat._replace(value=flat.value.unflatten(2, size))

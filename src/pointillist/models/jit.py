@@ -1,0 +1,204 @@
+"""JiT, "just image transformers" (Li and He, arXiv 2511.13720).
+
+One idea: a plain transformer that predicts the clean picture can work on large patches, because
+pictures lie near a low-dimensional manifold and noise does not. Around it: a low-rank patch
+embedding, rotary places, RMSNorm, SwiGLU, and class tokens that join the sequence part of the way.
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointillist.layers.attention import SelfAttention, check_heads, zero_
+from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.mlp import SwiGLU
+from pointillist.layers.norm import RMSNorm, modulate
+from pointillist.layers.patch import patch_grid, patchify, unpatchify
+from pointillist.layers.rope import Rotation, rope
+from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
+
+
+@config
+class JiTConfig:
+    """`dropout` acts in attention and MLP of the middle half of the blocks (published: H and G)."""
+
+    kind: Literal["jit"] = "jit"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch_size: int = 16
+    bottleneck: int = 128
+    mlp_ratio: float = 4.0
+    context_tokens: int = 32
+    context_start: int = 4
+    dropout: float = 0.0
+    time_scale: float = 1.0
+    max_period: float = 1e4
+    theta: float = 1e4
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "bottleneck"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be 1 or more")
+        check_heads(self.width, self.heads)
+        if self.context_tokens and not 0 <= self.context_start < self.depth:
+            raise InputError(
+                f"model.context_start is {self.context_start}, but there are {self.depth} blocks; "
+                f"it lies in [0, {self.depth})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout is {self.dropout}; it lies in [0, 1)")
+
+    def build(self, spec: Spec) -> "JiT":
+        return JiT(self, spec)
+
+
+class Context(NamedTuple):
+    """What needs neither the state nor the time."""
+
+    label: Float[Tensor, "b d"] | None
+    tokens: Float[Tensor, "b m d"] | None
+    place: Float[Tensor, "n d"]
+    rotation: Rotation
+    rotation_with_tokens: Rotation
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each shifted, scaled and gated by time and label."""
+
+    def __init__(self, config: JiTConfig, dropout: float) -> None:
+        super().__init__()
+        d = config.width
+        self.norm1 = RMSNorm(d)
+        self.attention = SelfAttention(d, config.heads, qk_norm=True, dropout=dropout)
+        self.norm2 = RMSNorm(d)
+        self.mlp = SwiGLU(d, int(int(d * config.mlp_ratio) * 2 / 3), dropout)
+        self.modulation = nn.Linear(d, 6 * d)
+
+    def forward(self, x: Tensor, c: Tensor, rotation: Rotation) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
+        h = self.attention(modulate(self.norm1(x), shift1, scale1), rotation)
+        x = torch.addcmul(x, gate1.unsqueeze(1), h)
+        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return torch.addcmul(x, gate2.unsqueeze(1), h)
+
+
+class JiT(nn.Module):
+    """Bottleneck patches plus places, blocks, class tokens from `context_start` on, linear head."""
+
+    takes = Takes(axes=(1, 2, 3))
+
+    def __init__(self, config: JiTConfig, spec: Spec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        p, d, depth = config.patch_size, config.width, config.depth
+        self.trained = patch_grid(spec.size, p)
+        cells = spec.channels * p ** len(spec.size)
+        self.reduce = nn.Linear(cells, config.bottleneck, bias=False)
+        self.patch = nn.Linear(config.bottleneck, d)
+        self.time = TimeEmbedding(d, config.time_scale, config.max_period)
+        self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.token_place = (
+            nn.Parameter(torch.empty(config.context_tokens, d)) if config.context_tokens else None
+        )
+        middle = range(depth // 4, depth // 4 * 3)
+        self.blocks = nn.ModuleList(
+            Block(config, config.dropout if i in middle else 0.0) for i in range(depth)
+        )
+        self.norm = RMSNorm(d)
+        self.modulation = nn.Linear(d, 2 * d)
+        self.head = nn.Linear(d, cells)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for embeddings, zero for modulations and head."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (self.time.up, self.time.out):
+            nn.init.normal_(embedding.weight, std=0.02)
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+        if self.token_place is not None:
+            nn.init.normal_(self.token_place, std=0.02)
+        zero_(
+            self.modulation,
+            self.head,
+            *(block.get_submodule("modulation") for block in self.blocks),
+        )
+
+    def condition(self, given: Given, size: tuple[int, ...]) -> Context:
+        grid, c = patch_grid(size, self.config.patch_size), self.config
+        device = self.head.weight.device
+        label = tokens = None
+        if self.label is not None:
+            assert given.label is not None
+            label = self.label(given.label)
+        if self.token_place is not None:
+            tokens = self.token_place[None]
+            if label is not None:
+                tokens = tokens + label[:, None]
+        place = sincos(grid, self.trained, c.width).to(device)
+        turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens).to(device)
+        return Context(label, tokens, place, turn[c.context_tokens :], turn)
+
+    def forward(
+        self, xt: State, t: Time, given: Given, context: Context | None = None
+    ) -> Prediction:
+        size = tuple(xt.shape[2:])
+        context = self.condition(given, size) if context is None else context
+        c = self.time(t) if context.label is None else self.time(t) + context.label
+        c = F.silu(c)
+
+        x = self.patch(self.reduce(patchify(xt, self.config.patch_size))) + context.place
+        rotation = context.rotation
+        for i, block in enumerate(self.blocks):
+            if context.tokens is not None and i == self.config.context_start:
+                x = torch.cat((context.tokens.expand(x.shape[0], -1, -1), x), 1)
+                rotation = context.rotation_with_tokens
+            x = block(x, c, rotation)
+        if context.tokens is not None:
+            x = x[:, context.tokens.shape[1] :]
+
+        shift, scale = self.modulation(c).chunk(2, -1)
+        x = self.head(modulate(self.norm(x), shift, scale))
+        return Prediction(unpatchify(x, self.config.patch_size, size))
+
+
+PUBLISHED = (
+    (r"x_embedder\.proj1\.", "reduce."),
+    (r"x_embedder\.proj2\.", "patch."),
+    (r"t_embedder\.mlp\.0\.", "time.up."),
+    (r"t_embedder\.mlp\.2\.", "time.out."),
+    (r"y_embedder\.embedding_table\.", "label.table."),
+    (r"in_context_posemb", "token_place"),
+    (r"\.attn\.proj\.", ".attention.out."),
+    (r"\.attn\.", ".attention."),
+    (r"\.mlp\.w12\.", ".mlp.gate_up."),
+    (r"\.mlp\.w3\.", ".mlp.down."),
+    (r"final_layer\.norm_final\.", "norm."),
+    (r"final_layer\.linear\.", "head."),
+    (r"final_layer\.adaLN_modulation\.1\.", "modulation."),
+    (r"\.adaLN_modulation\.1\.", ".modulation."),
+)
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the published JiT under our names; the fixed position table is made anew."""
+    named = {}
+    for name, value in state.items():
+        name = name.removeprefix("net.")
+        if name == "pos_embed":
+            continue
+        for pattern, ours in PUBLISHED:
+            name = re.sub(pattern, ours, name)
+        if name in ("reduce.weight", "patch.weight"):
+            value = value.flatten(1)
+        named[name] = value[0] if name == "token_place" and value.dim() == 3 else value
+    return named

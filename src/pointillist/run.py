@@ -1,0 +1,365 @@
+"""A whole experiment as one frozen value: load, override, check, save.
+
+Precedence in one line: defaults < preset or file < `key=value`. Validation happens here, at the
+door, with pydantic; everywhere else a configuration is an ordinary dataclass.
+"""
+
+import dataclasses
+import difflib
+import functools
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from pointillist.augment import AugmentConfig
+from pointillist.data import Data, EmojiConfig
+from pointillist.engine.checkpoint import write_text
+from pointillist.engine.device import DeviceName, Precision
+from pointillist.guidance import GuidanceConfig
+from pointillist.losses import LossConfig
+from pointillist.models import Backbone, JiTConfig
+from pointillist.objective import Objective, StraightConfig
+from pointillist.samplers import SAMPLERS
+from pointillist.tasks import GenerateConfig, Task
+from pointillist.types import InputError, Spec, config
+from pointillist.version import FORMAT, made_by
+
+LARGEST_FILE = 1 << 20
+
+
+def parse_count(value: Any) -> Any:
+    """`10k`, `2M`, `1e6` or a whole number."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKM]?)\s*", value)
+        if match:
+            try:
+                value = float(match[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[match[2]]
+            except ValueError:
+                return value
+    if isinstance(value, float) and value == round(value):
+        return round(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+
+
+@config
+class OptimConfig:
+    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: Count = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise InputError(f"optim.lr is {self.lr}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas is {self.betas}; both lie in [0, 1)")
+        for name in ("weight_decay", "warmup", "final", "clip"):
+            if getattr(self, name) < 0:
+                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+@config
+class TrainConfig:
+    """How long and in what portions; all counts are images.
+
+    `micro_batch` 0 takes the batch whole; smaller parts give the same gradient up to the order of
+    summation. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
+    `keep` checkpoints stay (0: all). After `patience` non-finite steps in a row the run stops.
+    """
+
+    images: Count = 1_000_000
+    batch: Count = 256
+    micro_batch: Count = 0
+    ema: tuple[float, ...] = (0.9999,)
+    ema_warmup: bool = True
+    precision: Precision = "float32"
+    save_every: Count = 100_000
+    log_every: Count = 1_000
+    keep: int = 3
+    grid: int = 16
+    validate: int = 256
+    workers: int = 2
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "save_every", "log_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("micro_batch", "keep", "grid", "validate", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.ema or not all(0 <= decay < 1 for decay in self.ema):
+            raise InputError(f"train.ema is {self.ema}; give one or more decays in [0, 1)")
+        if len(set(self.ema)) < len(self.ema):
+            raise InputError(f"train.ema is {self.ema}; a decay stands there twice")
+
+
+@config
+class SampleConfig:
+    """How pictures are drawn where the caller does not say otherwise."""
+
+    sampler: str = "heun"
+    steps: int = 50
+    shift: float = 1.0
+    guidance: GuidanceConfig = GuidanceConfig()
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        if self.steps < 1:
+            raise InputError(f"sample.steps is {self.steps}; a sampler takes at least 1 step")
+        if self.shift <= 0:
+            raise InputError(f"sample.shift is {self.shift}; it must be above 0")
+
+
+def check_sampler(name: str) -> None:
+    if name not in SAMPLERS:
+        raise InputError(f"sampler {name} is not known; there are {', '.join(SAMPLERS)}")
+
+
+@config
+class Run:
+    """One field for each word of the sentence that the package says."""
+
+    seed: int = 0
+    device: DeviceName = "auto"
+    data: Data = EmojiConfig()
+    augment: AugmentConfig = AugmentConfig()
+    task: Task = GenerateConfig()
+    objective: Objective = StraightConfig()
+    model: Backbone = JiTConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it lies in [0, 2^63)")
+
+    @classmethod
+    def load(cls, source: str | Path, *overrides: str) -> "Run":
+        """A preset by name, a YAML file or a run folder, with `key=value` overrides."""
+        return from_dict(read_source(source), overrides)
+
+    def save(self, path: Path) -> None:
+        """The resolved configuration, with what made it, complete or absent."""
+        values = {"made_by": made_by(), **to_dict(self)}
+        write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+    def check(self, spec: Spec) -> None:
+        """Contradictions between the configuration and the data, before anything is computed."""
+        if getattr(self.model, "learn_sigma", False):
+            raise InputError(
+                "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
+            )
+        scale = self.sample.guidance.scale
+        if scale != 1 and not spec.classes:
+            raise InputError(
+                f"sample.guidance.scale is {scale}, but the data have no classes; set it to 1"
+            )
+        if scale != 1 and self.task.label_drop == 0:
+            raise InputError(
+                f"sample.guidance.scale is {scale}, but task.label_drop is 0, so no unlabelled "
+                f"answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
+            )
+
+
+@functools.cache
+def _adapter() -> Any:
+    return TypeAdapter(Run)
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """The configuration as plain YAML values."""
+    return _adapter().dump_python(run, mode="json")
+
+
+# Reading YAML.
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without duplicate keys and aliases, in which 1e-3 is a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise InputError(f"line {event.start_mark.line + 1}: aliases are not read here; "
+                             f"write the value out")  # fmt: skip
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise InputError(
+                    f"line {key.start_mark.line + 1}: key {key.value} stands there twice; keep one"
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """One YAML document; InputError names `name` and the line."""
+    if len(text) > LARGEST_FILE:
+        raise InputError(f"{name} has {len(text)} characters; a configuration has at most 1 MiB")
+    try:
+        return _Loader(text).get_single_data()
+    except InputError as error:
+        raise InputError(f"{name}, {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise InputError(f"{name}{where} is not valid YAML: {problem}") from None
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("pointillist") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name[-5:] == ".yaml")
+
+
+def preset_text(name: str) -> str:
+    return (resources.files("pointillist") / "presets" / f"{name}.yaml").read_text("utf-8")
+
+
+def read_source(source: str | Path) -> dict[str, Any]:
+    """The values of a preset, a YAML file or a run folder."""
+    path = Path(source)
+    if str(source) in preset_names():
+        name, text = f"preset {source}", preset_text(str(source))
+    else:
+        if path.is_dir():
+            path = path / "run.yaml"
+        if not path.is_file():
+            near = difflib.get_close_matches(str(source), preset_names(), 1)
+            hint = f"did you mean {near[0]}?" if near else "`pointillist presets` lists them"
+            raise InputError(f"{source} is neither a preset, a file nor a run folder; {hint}")
+        try:
+            name, text = str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+    values = parse_yaml(text, name)
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(f"{name} holds a {type(values).__name__}; a configuration is a mapping")
+    made = values.pop("made_by", None)
+    written = made.get("format", 1) if isinstance(made, dict) else 1
+    if not isinstance(written, int) or written > FORMAT:
+        raise InputError(
+            f"{name} has format {written}, this version reads up to {FORMAT}; update pointillist"
+        )
+    return values
+
+
+# Values to a Run, and overrides.
+
+
+def from_dict(values: dict[str, Any], overrides: tuple[str, ...] = ()) -> Run:
+    """Validate, then set `key=value` overrides on the resolved tree and validate again."""
+    run = _validate(values)
+    if not overrides:
+        return run
+    pairs = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"{text} is not of the form key=value")
+        pairs.append((key.strip(), parse_yaml(value, key) if value else ""))
+    tree = to_dict(run)
+    # A kind goes first and empties its branch, so that the other keys are looked up in the new one.
+    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith("kind")):
+        _set(tree, key, value)
+        if key.endswith("kind"):
+            tree = to_dict(_validate(tree))
+    return _validate(tree)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *folders, last = key.split(".")
+    branch: Any = tree
+    for i, part in enumerate([*folders, last]):
+        if not isinstance(branch, dict) or part not in branch:
+            known = list(branch) if isinstance(branch, dict) else []
+            near = difflib.get_close_matches(part, known, 1)
+            here = ".".join([*folders, last][: i + 1])
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise InputError(f"{here} is not a field; {hint}")
+        if i == len(folders):
+            break
+        branch = branch[part]
+    if last == "kind":
+        branch.clear()
+    branch[last] = value
+
+
+def _validate(values: dict[str, Any]) -> Run:
+    try:
+        run = _adapter().validate_python(values)
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from None
+    _refuse_yes_for_numbers(values, to_dict(run), "")
+    return run
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, InputError):
+        return str(inner)
+    # A union puts its member's tag into the path; the reader wrote no such key.
+    path = ".".join(
+        str(p) for i, p in enumerate(first["loc"])
+        if not (i == 1 and first["loc"][0] in _tagged()) and not str(p).startswith("function-")
+    )  # fmt: skip
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(), 1)
+        return f"{path} is not a field" + (f"; did you mean {near[0]}?" if near else "")
+    if first["type"].startswith("union_tag"):
+        return f"{path}.kind: {first['msg'].split(' at ')[0]}; given {first['input']!r}"
+    return f"{path} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _tagged() -> set[str]:
+    """Fields of Run that are unions told apart by kind."""
+    return {"data", "model"}
+
+
+def _field_names() -> list[str]:
+    names: list[str] = []
+
+    def walk(value: Any) -> None:
+        for field in dataclasses.fields(value):
+            names.append(field.name)
+            inner = getattr(value, field.name)
+            if dataclasses.is_dataclass(inner):
+                walk(inner)
+
+    walk(Run())
+    return names
+
+
+def _refuse_yes_for_numbers(given: Any, read: Any, path: str) -> None:
+    """pydantic reads true as 1; in a configuration that is a slip of the pen."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key, value in given.items():
+            _refuse_yes_for_numbers(value, read.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(given, bool) and not isinstance(read, bool):
+        raise InputError(f"{path} is {str(given).lower()}; it takes a {type(read).__name__}")

@@ -1,0 +1,142 @@
+"""The nouns every room shares, and the two small words that make a configuration.
+
+Letters in shapes mean the same thing in the whole package:
+
+    b batch        c channels          o output channels    *space one to three axes of a grid
+    n tokens       d width             e width of one head  p patch size
+    k points asked m points observed   s axes of space      l text tokens   a augmentation labels
+
+The state is `b c *space`: `h w` for a picture, three axes for a volume, one axis `k` for a set of
+points that lie at `where`. `None` in a noun is a fact of the whole run (this model has no labels);
+what was dropped for one sample is a value: label -1, or a mask that is false everywhere.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
+
+from jaxtyping import Bool, Float, Int
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+T = TypeVar("T")
+
+State = Float[Tensor, "b c *space"]
+Time = Float[Tensor, " b"]
+
+
+class InputError(ValueError):
+    """A mistake of the caller's: one sentence with the field or file, the value and the remedy."""
+
+
+class Batch(NamedTuple):
+    """Clean samples, as data hands them over and augmentation and task leave them."""
+
+    # The running sample number, which keys every random draw (and hides tuple.index).
+    index: Int[Tensor, " b"]  # type: ignore[assignment]
+    x: Float[Tensor, "b c *space"]
+    where: Float[Tensor, "b k s"] | None = None
+    weight: Float[Tensor, "b _ *space"] | None = None  # how much the answer counts, per place
+    label: Int[Tensor, " b"] | None = None
+    caption: tuple[tuple[str, ...], ...] | None = None
+    augment: Float[Tensor, "b a"] | None = None
+
+    def part(self, which: slice) -> "Batch":
+        """Some of the samples."""
+        parts: Any = (None if value is None else value[which] for value in self)
+        return Batch(*parts)
+
+
+class Given(NamedTuple):
+    """What the network may see beside the noisy state: labels, text, observations, places."""
+
+    label: Int[Tensor, " b"] | None = None
+    text: Float[Tensor, "b l d"] | None = None
+    text_mask: Bool[Tensor, "b l"] | None = None
+    seen: Float[Tensor, "b c *coarse"] | None = None
+    mask: Bool[Tensor, "b _ *coarse"] | None = None
+    at: Float[Tensor, "b m s"] | None = None
+    value: Float[Tensor, "b c m"] | None = None
+    valid: Bool[Tensor, "b _ m"] | None = None
+    where: Float[Tensor, "b k s"] | None = None
+    augment: Float[Tensor, "b a"] | None = None
+
+
+class Prediction(NamedTuple):
+    """A network's answer; `hidden` holds one tensor for each place the caller taps."""
+
+    value: Float[Tensor, "b o *space"]
+    hidden: tuple[Tensor, ...] = ()
+
+
+class Estimate(NamedTuple):
+    """The pair behind any prediction: clean sample and noise, both shaped like the state."""
+
+    x: Float[Tensor, "b c *space"]
+    eps: Float[Tensor, "b c *space"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, NaN and infinity."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+by_kind: Any = Field(discriminator="kind")  # the tag that tells the members of a union apart
+
+
+class Takes(NamedTuple):
+    """What a model works on: how many axes, grids or sets of points, which form of observation."""
+
+    axes: tuple[int, ...] = (2,)
+    sets: bool = False  # True: the state is `b c k` at `where`; grids are flattened at the door
+    observations: Literal["none", "gridded", "scattered"] = "none"
+
+
+@config
+class Axis:
+    """One axis of space: its size on the training grid, unit and bounds in the user's terms."""
+
+    name: str
+    size: int
+    unit: str = "cell"
+    periodic: bool = False
+    low: float = -1.0
+    high: float = 1.0
+
+
+@config
+class Spec:
+    """What a data set promises; kept with the run, and all that a model is built from.
+
+    A stored value `v` of channel `i` means `v * scale[i] + offset[i]` in the data's own unit, so
+    8-bit pictures have offset and scale 127.5.
+    """
+
+    channels: int
+    axes: tuple[Axis, ...]
+    classes: tuple[str, ...] = ()
+    captions: bool = False
+    unit: str = "8-bit level"
+    offset: tuple[float, ...] = (127.5,)
+    scale: tuple[float, ...] = (127.5,)
+    samples: int = 0
+    fingerprint: str = ""
+
+    AXIS_NAMES: ClassVar[tuple[str, ...]] = ("depth", "height", "width")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Cells on each axis of the training grid, in array order."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def cells(self) -> int:
+        return math.prod(self.size)
+
+
+def grid_axes(size: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Axes of a plain picture or volume: the last is the width, coordinates run over [-1, 1]."""
+    names = Spec.AXIS_NAMES[-len(size) :]
+    return tuple(Axis(name=name, size=n) for name, n in zip(names, size, strict=True))

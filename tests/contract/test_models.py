@@ -1,0 +1,169 @@
+"""What every backbone keeps, by its place in the union alone: one, two and three axes of space."""
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+
+from pointillist.draws import Draw
+from pointillist.guidance import Count, network_field
+from pointillist.models import Backbone, Network
+from pointillist.objective import StraightConfig
+from pointillist.samplers import SAMPLERS, time_grid
+from pointillist.tasks import GenerateConfig
+from pointillist.types import Axis, Batch, Given, InputError, Spec
+
+CONFIGS = get_args(get_args(Backbone)[0])
+SIZES = [(16,), (8, 12), (4, 8, 8)]
+TOY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}
+
+
+def spec_of(size: tuple[int, ...], classes: int = 3, channels: int = 2) -> Spec:
+    axes = tuple(Axis(name=f"axis{i}", size=n) for i, n in enumerate(size))
+    return Spec(channels=channels, axes=axes, classes=tuple(f"c{i}" for i in range(classes)))
+
+
+def toy(config, size: tuple[int, ...], classes: int = 3, seed: int = 0, **more):
+    """A toy network whose zero-initialised layers are filled, so that all of it matters."""
+    torch.manual_seed(seed)
+    fields = {
+        **TOY,
+        **({"context_start": 1, "context_tokens": 3} if config.__name__[0] == "J" else {}),
+    }
+    model = config(**{**fields, **more}).build(spec_of(size, classes))
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.05)
+    return model.eval()
+
+
+def asked(size: tuple[int, ...], b: int = 3, classes: int = 3):
+    draw = Draw(1, torch.arange(b))
+    x = draw.normal("x", (2, *size))
+    label = torch.tensor([0, -1, 2, 1][:b]) if classes else None
+    return x, draw.uniform("t"), Given(label=label)
+
+
+every = pytest.mark.parametrize(
+    ("config", "size"),
+    list(itertools.product(CONFIGS, SIZES)),
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+
+
+@every
+def test_an_answer_has_the_shape_of_the_state(config, size):
+    x, t, given = asked(size)
+    assert Network(toy(config, size))(x, t, given).value.shape == x.shape
+
+
+@every
+def test_a_batch_equals_its_samples_one_by_one(config, size):
+    network = Network(toy(config, size))
+    x, t, given = asked(size)
+    whole = network(x, t, given).value
+    for i in range(3):
+        one = network(x[i : i + 1], t[i : i + 1], Given(label=given.label[i : i + 1])).value
+        torch.testing.assert_close(one[0], whole[i], rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_a_context_passed_equals_a_context_made_inside(config, size):
+    network = Network(toy(config, size))
+    x, t, given = asked(size)
+    context = network.condition(given, size)
+    assert torch.equal(network(x, t, given, context).value, network(x, t, given).value)
+
+
+@every
+def test_labels_matter_and_minus_one_is_a_label_of_its_own(config, size):
+    network = Network(toy(config, size))
+    x, t, _ = asked(size, 1)
+    values = [network(x, t, Given(label=torch.tensor([k]))).value for k in (-1, 0, 1, 2)]
+    for a, b in itertools.combinations(values, 2):
+        assert (a - b).abs().max() > 1e-4
+
+
+@every
+def test_another_size_than_the_trained_one_is_answered(config, size):
+    network = Network(toy(config, size))
+    larger = tuple(n + 4 for n in size)
+    x, t, given = asked(larger)
+    assert network(x, t, given).value.shape == x.shape
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_without_classes_needs_no_label(config):
+    network = Network(toy(config, (8, 8), classes=0))
+    x, t, _ = asked((8, 8), classes=0)
+    assert network(x, t, Given()).value.shape == x.shape
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_new_network_answers_zero(config):
+    model = config(**TOY, **({"context_start": 1} if config.__name__[0] == "J" else {})).build(
+        spec_of((8, 8))
+    )
+    x, t, given = asked((8, 8))
+    assert not model(x, t, given).value.any()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_half_micro_batches_give_the_same_gradient(config):
+    model = toy(config, (8, 8))
+    x, t, given = asked((8, 8), 4)
+
+    def gradient(parts):
+        model.zero_grad()
+        for part in parts:
+            answer = model(x[part], t[part], Given(label=given.label[part])).value
+            (answer.square().flatten(1).mean(1).sum() / 4).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for a, b in zip(gradient([slice(0, 4)]), gradient([slice(0, 2), slice(2, 4)]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_bfloat16_is_close_to_float32(config):
+    network = Network(toy(config, (8, 8)))
+    x, t, given = asked((8, 8))
+    with torch.no_grad():
+        exact = network(x, t, given).value
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = network(x, t, given).value.float()
+    assert (exact - rounded).abs().max() < 0.03 * exact.abs().max()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_does_not_divide_by_the_patch_is_refused_with_a_size_that_does(config):
+    model = toy(config, (8, 8))
+    x, t, given = asked((10, 8))
+    with pytest.raises(InputError, match="10x8.*patch size 4.*8x8"):
+        model(x, t, given)
+
+
+@pytest.mark.parametrize(
+    ("config", "sampler", "size"), list(itertools.product(CONFIGS, SAMPLERS, SIZES)),
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)  # fmt: skip
+def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, sampler, size):
+    model = toy(config, size).train()
+    network, objective = Network(model), StraightConfig(predict="x")
+    draw = Draw(0, torch.arange(2))
+    batch = Batch(draw.index, draw.normal("data", (2, *size)), label=torch.tensor([0, 1]))
+    batch, given = GenerateConfig()(batch, draw)
+    t, eps = objective.times(draw), objective.noise(draw, (2, *size))
+    xt = objective.mix(batch.x, eps, t)
+    guess = objective.read(network(xt, t, given).value, xt, t)
+    (guess.x - batch.x).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+    count = Count()
+    with torch.no_grad():
+        field = network_field(network, objective, given, size, count)
+        x = SAMPLERS[sampler](field, eps, time_grid(3))
+    assert x.shape == eps.shape and torch.isfinite(x).all()
+    assert count.nfe == (5 if sampler == "heun" else 3)

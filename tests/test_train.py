@@ -1,0 +1,279 @@
+"""Training: resumed runs, skipped steps, stops, logs and checkpoints that can be trusted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pointillist as pt
+from pointillist.engine import checkpoint
+from pointillist.engine.log import read
+from pointillist.engine.session import Interrupted, locked
+from pointillist.run import Run
+
+train_module = sys.modules["pointillist.train"]  # pt.train is the function
+
+TOY = (
+    "model.width=32", "model.depth=2", "model.heads=2", "train.images=192", "train.batch=32",
+    "train.save_every=64", "train.log_every=32", "train.grid=0", "train.validate=8",
+    "train.ema=[0.9, 0.99]", "optim.warmup=64", "train.keep=0",
+)  # fmt: skip
+
+
+def toy(*more: str) -> Run:
+    return Run.load("debug", *TOY, *more)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    last = checkpoint.complete(folder / "checkpoints")[-1]
+    return {
+        f"{group}/{name}": value
+        for group in ("model", "optimizer", "ema-0.9", "ema-0.99")
+        for name, value in checkpoint.load(last, group).items()
+    }
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = tensors(a), tensors(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def steps(folder: Path) -> list[dict]:
+    return [
+        {k: v for k, v in event.items() if k != "images_per_second"}
+        for event in read(folder / "log.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    pt.train(toy(), folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_says(unbroken):
+    assert Run.load(unbroken) == toy()
+    assert len(checkpoint.complete(unbroken / "checkpoints")) == 3
+    assert [e["images"] for e in steps(unbroken) if e["event"] == "step"] == list(
+        range(32, 193, 32)
+    )
+    model = pt.load(unbroken)
+    assert model.sample(count=3, steps=2, seed=1).shape == (3, 3, 32, 32)
+
+
+def test_the_same_run_is_the_same_run(unbroken, tmp_path):
+    pt.train(toy(), tmp_path)
+    assert same(unbroken, tmp_path) and steps(unbroken) == steps(tmp_path)
+
+
+@pytest.mark.parametrize("stop_at", [32, 64, 160])
+def test_a_resumed_run_equals_the_unbroken_run(unbroken, tmp_path, stop_at):
+    class Stop(Exception):
+        pass
+
+    def halt(event):
+        if event["event"] == "step" and event["images"] == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pt.train(toy(), tmp_path, report=halt)
+    pt.train(toy(), tmp_path, resume=True)
+    assert same(unbroken, tmp_path)
+    assert steps(tmp_path) == steps(unbroken)
+
+
+def test_a_half_written_log_line_is_dropped_on_resume(unbroken, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pt.train(toy(), tmp_path, report=lambda e: _raise(e, 96))
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"event": "step", "ima')
+    pt.train(toy(), tmp_path, resume=True)
+    assert steps(tmp_path) == steps(unbroken)
+
+
+def _raise(event, at):
+    if event["images"] >= at:
+        raise KeyboardInterrupt
+
+
+def test_micro_batches_train_the_same_up_to_rounding(unbroken, tmp_path):
+    pt.train(toy("train.micro_batch=8"), tmp_path)
+    left, right = tensors(unbroken), tensors(tmp_path)
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-2, atol=2e-3)
+    a, b = steps(unbroken)[0], steps(tmp_path)[0]
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_resume_names_the_field_that_differs(unbroken):
+    with pytest.raises(pt.InputError, match="optim.lr is 0.002, but the run in .* has 0.001"):
+        pt.train(toy("optim.lr=2e-3"), unbroken, resume=True)
+    with pytest.raises(pt.InputError, match="train.images is 400"):
+        pt.train(toy("train.images=400"), unbroken, resume=True)
+    pt.train(toy("train.save_every=32"), unbroken, resume=True)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(unbroken):
+    before = tensors(unbroken)
+    with pytest.raises(pt.InputError, match="already holds a run; --resume"):
+        pt.train(toy(), unbroken)
+    assert all(torch.equal(before[k], v) for k, v in tensors(unbroken).items())
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(pt.InputError, match="in use by another run"):
+        pt.train(toy(), tmp_path)
+
+
+def test_resume_without_a_run_says_so(tmp_path):
+    with pytest.raises(pt.InputError, match="no run to resume"):
+        pt.train(toy(), tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(unbroken, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(unbroken, copy)
+    last = checkpoint.complete(copy / "checkpoints")[-1]
+    path = last / "ema-0.9-00001.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(pt.InputError, match=r"ema-0.9-00001.safetensors is damaged"):
+        pt.load(copy)
+    path.unlink()
+    with pytest.raises(pt.InputError, match=r"ema-0.9-00001.safetensors is missing"):
+        pt.load(copy)
+    (last / "state.json").unlink()  # no longer a complete checkpoint: the one before is taken
+    assert pt.load(copy).sample(count=1, steps=1).shape == (1, 3, 32, 32)
+    (copy / "spec.json").unlink()
+    with pytest.raises(pt.InputError, match="spec.json is missing"):
+        pt.load(copy)
+
+
+def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
+    backward = train_module.backward
+    bad = {64, 96}
+
+    def sometimes(run, network, batch, device, micro_batch=0):
+        terms = backward(run, network, batch, device, micro_batch)
+        if int(batch.index[0]) in bad:
+            next(network.model.parameters()).grad.fill_(torch.nan)
+        return terms
+
+    monkeypatch.setattr(train_module, "backward", sometimes)
+    pt.train(toy(), tmp_path / "a")
+    skipped = [e for e in steps(tmp_path / "a") if e["event"] == "skipped"]
+    assert [e["images"] for e in skipped] == [96, 128]
+    assert steps(tmp_path / "a")[-1]["event"] == "validation"
+    assert [e for e in steps(tmp_path / "a") if e["event"] == "step"][-1]["skipped"] == 2
+    assert all(torch.isfinite(v).all() for v in tensors(tmp_path / "a").values())
+    bad.update(range(0, 192, 32))
+    with pytest.raises(pt.InputError, match="not finite in 3 steps in a row at 96 images"):
+        pt.train(toy("train.patience=3"), tmp_path / "b")
+
+
+def test_out_of_memory_names_a_batch_that_was_seen_to_fit(tmp_path, monkeypatch):
+    backward = train_module.backward
+
+    def small(run, network, batch, device, micro_batch=0):
+        if (micro_batch or run.train.micro_batch or batch.x.shape[0]) > 9:
+            raise torch.OutOfMemoryError("no")
+        return backward(run, network, batch, device, micro_batch)
+
+    monkeypatch.setattr(train_module, "backward", small)
+    with pytest.raises(pt.InputError, match="train.micro_batch=8 does, with the same result"):
+        pt.train(toy(), tmp_path / "a")
+    pt.train(toy("train.micro_batch=8"), tmp_path / "b")
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch):
+    save_file = checkpoint.save_file
+    calls = []
+
+    def full(shard, path):
+        calls.append(path)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        save_file(shard, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(pt.InputError, match="000000128 cannot be written: No space left"):
+        pt.train(toy(), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000064"]
+    monkeypatch.undo()
+    pt.train(toy(), tmp_path, resume=True)
+    assert len(checkpoint.complete(tmp_path / "checkpoints")) == 3
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pointillist", "train", "debug", *TOY, *more]
+    return subprocess.Popen(
+        [*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(folder: Path, images: int) -> None:
+    end = time.time() + 120
+    while time.time() < end:
+        if any(e["images"] >= images for e in read(folder / "log.jsonl")):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run did not get there")
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_130(tmp_path):
+    process = start(tmp_path, "train.images=100k", "train.save_every=50k")
+    wait_for(tmp_path, 64)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+    last = checkpoint.complete(tmp_path / "checkpoints")[-1]
+    assert read(tmp_path / "log.jsonl")[-1]["images"] == int(last.name)
+    assert f"stopped at {int(last.name)} images; saved, --resume continues" in errors
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_equals_the_unbroken_run(tmp_path, unbroken):
+    for instant in (32, 96, 160):
+        process = start(tmp_path, *(["--resume"] if instant > 32 else []))
+        wait_for(tmp_path, instant)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path, "--resume")
+    assert process.wait(120) == 0
+    assert same(unbroken, tmp_path) and steps(tmp_path) == steps(unbroken)
+
+
+@pytest.mark.slow
+def test_a_toy_run_overfits_a_handful_of_pictures(tmp_path):
+    run = Run.load(
+        "debug", "train.images=20k", "train.grid=0", "train.validate=0", "train.save_every=20k",
+        "model.width=64", "augment.flip=false", "optim.lr=2e-3",
+    )  # fmt: skip
+    source = run.data.open("train")
+    few = type(source)(source.x[:4], source.spec, source.label[:4], source.caption[:4])
+    losses = []
+    original = type(run.data).open
+    type(run.data).open = lambda self, split: few
+    try:
+        pt.train(run, tmp_path, report=lambda e: losses.append(e.get("loss")))
+    finally:
+        type(run.data).open = original
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_log_lines_are_json_and_name_their_event(unbroken):
+    for line in (unbroken / "log.jsonl").read_text().splitlines():
+        assert {"event", "images"} <= json.loads(line).keys()
+
+
+def test_interrupted_is_not_a_mistake_of_the_user():
+    assert not issubclass(Interrupted, ValueError)
