@@ -1,0 +1,375 @@
+"""Published implementations, number by number: one test for every stored case.
+
+POINTILLIST_PARITY names the folder of cases (default: shared/parity beside the project). A case is
+built from its config.json alone; an unknown family, or an option of a known one that is not built,
+is skipped as "not built yet", with the reason.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pointillist import samplers
+from pointillist.draws import Draw
+from pointillist.guidance import GuidanceConfig, classifier_free, network_field
+from pointillist.losses import LossConfig, criterion
+from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
+from pointillist.objective import LogitNormal, StraightConfig
+from pointillist.types import Given, InputError, Spec, grid_axes
+
+BESIDE = Path(__file__).parents[2] / "shared" / "parity"
+FOLDER = Path(os.environ.get("POINTILLIST_PARITY") or BESIDE)
+CASES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+NONE = pytest.mark.skip(
+    reason=f"no parity cases in {FOLDER}; POINTILLIST_PARITY names their folder"
+)
+
+
+class NotBuilt(Exception):
+    """The family, or an option of it, is not part of this version."""
+
+
+class Case:
+    """What is stored of one case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.io = load_file(folder / "io.safetensors")
+        path = folder / "weights.safetensors"
+        self.weights = load_file(path) if path.exists() else {}
+        self.constructor: dict[str, Any] = self.config["constructor"]
+
+    def match(self, name: str, ours: torch.Tensor, tolerance: float | None = None) -> None:
+        """Fail unless `ours` is the stored tensor within 20 probes + 1e-6 of its largest entry."""
+        theirs = self.io[name]
+        assert ours.shape == theirs.shape, f"{name} has shape {tuple(ours.shape)}"
+        if tolerance is None:
+            # Where no probe was stored, 5e-7 is what the cases of this size have.
+            probe = self.config.get("probe", {}).get("perturbation_max_abs", 5e-7)
+            tolerance = 20 * probe + 1e-6 * float(theirs.abs().max())
+        off = float((ours.detach().double() - theirs.double()).abs().max())
+        assert off <= tolerance, f"{name} is off by {off:.2e}, allowed {tolerance:.2e}"
+
+
+def known(options: dict[str, Any], *names: str) -> None:
+    """NotBuilt where an option is set that is not among `names`."""
+    for name in options:
+        if name not in names:
+            raise NotBuilt(f"{name} = {options[name]}")
+
+
+def plain(options: dict[str, Any], **only: Any) -> None:
+    """NotBuilt where an option is set to anything but its one value that is built."""
+    for name, value in only.items():
+        if options.get(name, value) != value:
+            raise NotBuilt(f"{name} = {options[name]}")
+
+
+# Networks.
+
+
+def spec_of(c: dict[str, Any]) -> Spec:
+    size = c["input_size"]
+    classes = tuple(str(i) for i in range(c["num_classes"]))
+    return Spec(channels=c["in_channels"], axes=grid_axes((size, size)), classes=classes)
+
+
+def make(config: Any, spec: Spec, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A network with published weights, already under our names; every one must find its place."""
+    try:
+        model = config.build(spec)
+    except InputError as error:
+        raise NotBuilt(str(error)) from None
+    table = weights["label.table.weight"]
+    if table.shape[0] == len(spec.classes):  # published without "no label"
+        weights["label.table.weight"] = torch.cat((table, torch.zeros(1, table.shape[1])))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def make_dit(case: Case) -> tuple[torch.nn.Module, Any]:
+    c = case.constructor
+    known(c, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads",
+          "mlp_ratio", "class_dropout_prob", "num_classes", "learn_sigma")  # fmt: skip
+    config = DiTConfig(
+        width=c["hidden_size"], depth=c["depth"], heads=c["num_heads"], patch_size=c["patch_size"],
+        mlp_ratio=c.get("mlp_ratio", 4.0), time_scale=1.0, learn_sigma=c.get("learn_sigma", True),
+    )  # fmt: skip
+    return make(config, spec_of(c), dit.from_published(case.weights)), dit.from_published
+
+
+def make_jit(case: Case, c: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
+    heads = ("encoder_depth", "z_dims", "projector_dim", "projection_layer_type",
+             "proj_kwargs_kernel_size")  # fmt: skip
+    known(c, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads",
+          "mlp_ratio", "num_classes", "bottleneck_dim", "in_context_len", "in_context_start",
+          "attn_drop", "proj_drop", *heads)  # fmt: skip
+    plain(c, attn_drop=0.0, proj_drop=0.0)
+    try:
+        config = JiTConfig(
+            width=c["hidden_size"], depth=c["depth"], heads=c["num_heads"],
+            patch_size=c["patch_size"], mlp_ratio=c.get("mlp_ratio", 4.0),
+            bottleneck=c["bottleneck_dim"], context_tokens=c["in_context_len"],
+            context_start=c["in_context_start"],
+        )  # fmt: skip
+    except InputError as error:
+        raise NotBuilt(str(error)) from None
+    weights = {n: w for n, w in case.weights.items() if not n.startswith("proj")}
+    return make(config, spec_of(c), jit.from_published(weights)), jit.from_published
+
+
+def match_gradients(case: Case, model: torch.nn.Module, rename: Any) -> None:
+    """Norms of all parameters' gradients, and their products with the parameters."""
+    ours = dict(model.named_parameters())
+    for row, theirs in enumerate(case.config["param_order"]):
+        if theirs.startswith("proj"):
+            continue
+        renamed = rename({theirs: case.weights[theirs]})
+        if not renamed:
+            continue  # a fixed table
+        p = ours[next(iter(renamed))]
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
+        found = {"grad.param_norms": gradient.norm(), "grad.param_dot": (p * gradient).sum()}
+        for name, value in found.items():
+            if name in case.io:
+                stored = float(case.io[name][row])
+                scale = 1e-4 * abs(stored) + 1e-5 * (1 + float(gradient.norm()))
+                off = abs(float(value.detach()) - stored)
+                assert off <= scale, f"{name} of {theirs} is off by {off:.2e}"
+
+
+def forward(case: Case, model: torch.nn.Module, rename: Any, out: str = "out") -> None:
+    x = case.io["in.x"].requires_grad_()
+    label = unlabel(case.io["in.y"], model)
+    value = Network(model)(x, case.io["in.t"], Given(label=label)).value
+    case.match(out, value)
+    (value * case.io["cotangent"]).sum().backward()
+    assert x.grad is not None
+    case.match("grad.in.x", x.grad)
+    match_gradients(case, model, rename)
+
+
+def unlabel(label: torch.Tensor, model: Any) -> torch.Tensor:
+    """Published code numbers "no label" after the last class; here it is -1."""
+    return torch.where(label == len(model.spec.classes), -1, label)
+
+
+def dit_forward(case: Case) -> None:
+    forward(case, *make_dit(case))
+
+
+def jit_forward(case: Case) -> None:
+    forward(case, *make_jit(case, case.constructor))
+
+
+def irepa_forward(case: Case) -> None:
+    forward(case, *make_jit(case, case.constructor), out="out.x")
+
+
+# JiT's training and sampling.
+
+
+def jit_objective(args: dict[str, Any]) -> StraightConfig:
+    return StraightConfig(
+        predict="x", clamp=args["t_eps"], sampling_clamp=args["t_eps"],
+        noise_scale=args["noise_scale"], time=LogitNormal(mean=args["P_mean"], std=args["P_std"]),
+    )  # fmt: skip
+
+
+def jit_args(case: Case) -> dict[str, Any]:
+    args = case.constructor["args"]
+    known(args, "model", "attn_dropout", "proj_dropout", "label_drop_prob", "P_mean", "P_std",
+          "t_eps", "noise_scale", "ema_decay1", "ema_decay2", "sampling_method",
+          "num_sampling_steps", "cfg", "interval_min", "interval_max", "img_size",
+          "class_num")  # fmt: skip
+    plain(args, attn_dropout=0.0, proj_dropout=0.0)
+    return args
+
+
+class Fixed(Draw):
+    """Stored draws in the place of ours."""
+
+    draws: dict[str, torch.Tensor]
+
+    def normal(self, purpose: str, shape: Any = (), tile: Any = None) -> torch.Tensor:
+        return self.draws[purpose]
+
+
+def jit_loss(case: Case) -> None:
+    args, io = jit_args(case), case.io
+    model, rename = make_jit(case, case.constructor["model"])
+    objective = jit_objective(args)
+    draw = Fixed(0, torch.arange(len(io["t_normal"])))
+    draw.draws = {"time": io["t_normal"], "noise": io["noise_unit"]}
+    t = objective.times(draw)
+    case.match("t", t, 1e-6)
+    label = torch.where(io["label_drop_uniform"] < args["label_drop_prob"], -1, io["in.y"])
+    assert torch.equal(label, unlabel(io["labels_used"], model)), "labels_used"
+    x = io["in.x"]
+    eps = objective.noise(draw, tuple(x.shape[1:]))
+    xt = objective.mix(x, eps, t)
+    answer = Network(model)(*objective.see(xt, t), Given(label=label)).value
+    guess, truth = objective.read(answer, xt, t), objective.target(x, eps, xt, t)
+    loss = criterion(LossConfig(velocity=1.0), guess, truth)[0].mean()
+    case.match("out.loss", loss, 1e-5 * (1 + float(io["out.loss"])))
+    loss.backward()
+    match_gradients(case, model, rename)
+
+
+def jit_sampler(case: Case) -> None:
+    args, io = jit_args(case), case.io
+    model, _ = make_jit(case, case.constructor["model"])
+    if args["sampling_method"] not in ("euler", "heun"):
+        raise NotBuilt(f"sampling_method = {args['sampling_method']}")
+    objective, network = jit_objective(args), Network(model)
+    x = args["noise_scale"] * io["in.noise_unit"]
+    labels, size = io["in.labels"], tuple(x.shape[2:])
+    halves = [
+        network_field(network, objective, Given(label=label), size)
+        for label in (labels, torch.full_like(labels, -1))
+    ]
+    interval = (args["interval_min"], args["interval_max"])
+    guided = classifier_free(*halves, GuidanceConfig(scale=args["cfg"], interval=interval))
+    seen: list[torch.Tensor] = []
+    spent: list[torch.Tensor] = []
+
+    def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        spent.append(guided(x, t))
+        return spent[-1]
+
+    with torch.no_grad():
+        out = samplers.SAMPLERS[args["sampling_method"]](
+            field, x, samplers.time_grid(args["num_sampling_steps"]),
+            watch=lambda i, t, x, pair: seen.append(x),
+        )  # fmt: skip
+    # Rounding grows along the walk: at guidance w each step multiplies it by about w.
+    slack = 2e-5 * float(io["out"].abs().max())
+    case.match("z_traj", torch.stack([*seen, out]), slack)
+    case.match("out", out, slack)
+    case.match("v_evals", torch.stack(spent), 2e-5 * float(io["v_evals"].abs().max()))
+
+
+# Samplers on a Gaussian target, whose exact denoiser is known.
+
+
+def kdiff(case: Case, solver: str) -> None:
+    """A variance-exploding path is walked in sigma itself: dx/dsigma = (x - D)/sigma."""
+    known(case.constructor["sampler"])
+    toy = case.constructor["toy"]
+    mu, s2 = toy["mu"], toy["s"] ** 2
+    seen: list[torch.Tensor] = []
+    pictures: list[torch.Tensor] = []
+
+    def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return (s2 * x + sigma**2 * mu) / (s2 + sigma**2)
+
+    sigmas, x = case.io["sigmas"], case.io["x_init"]
+    if solver == "dpmpp_2m":
+        # Scaled by t = 1/(1 + sigma) the path is straight, and lambda = -log sigma is unchanged.
+        def straight(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            sigma = 1 / t - 1
+            seen.append(y / t)
+            pictures.append(denoised(y / t, sigma))
+            return (pictures[-1] - y) / (1 - t)
+
+        times = 1 / (1 + sigmas)
+        out = samplers.dpmpp_2m(straight, x * times[0], times) / times[-1]
+    else:
+
+        def exploding(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return (x - denoised(x, sigma)) / sigma
+
+        def watch(i: int, sigma: float, x: torch.Tensor, pair: Any) -> None:
+            seen.append(x)
+            pictures.append(denoised(x, torch.tensor(sigma, dtype=torch.float64)))
+
+        out = samplers.SAMPLERS[solver](exploding, x, sigmas, watch=watch)
+    case.match("x_at_callback", torch.stack(seen), 1e-10)
+    case.match("denoised_at_callback", torch.stack(pictures), 1e-10)
+    case.match("out", out, 1e-10)
+
+
+def flow(case: Case, solver: str) -> None:
+    """diffusers' flow matching runs from sigma = 1 (noise) with velocity eps - x."""
+    c, io = case.constructor, case.io
+    options = dict(c["scheduler"])
+    known(c.get("step", {}))  # what set_timesteps and the shifts do is in the stored grid
+    if solver == "dpmpp_2m":
+        known(options, "use_flow_sigmas", "prediction_type", "flow_shift", "solver_order",
+              "algorithm_type", "solver_type", "lower_order_final",
+              "final_sigmas_type")  # fmt: skip
+        plain(options, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint",
+              lower_order_final=True, final_sigmas_type="zero")  # fmt: skip
+        wanted = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        for name, value in wanted.items():
+            if options.get(name) != value:
+                raise NotBuilt(f"{name} = {options.get(name)}")
+    else:
+        known(options, "shift", "use_dynamic_shifting", "stochastic_sampling")
+        plain(options, stochastic_sampling=False)
+    toy = c["toy"]
+    mu, s2 = toy["mu"], toy["s"] ** 2
+    sigmas = io["sigmas"].double()
+    # Heun's scheduler lists both ends of every step.
+    grid = sigmas[[0, *range(1, len(sigmas) - 1, 2), -1]] if solver == "heun" else sigmas
+    states: list[torch.Tensor] = []
+    answers: list[torch.Tensor] = []
+
+    def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = io["model_time_over_num_train"][len(answers)].double()
+        var = (1 - sigma) ** 2 * s2 + sigma**2
+        off = (x - (1 - sigma) * mu) / var
+        states.append(x)
+        answers.append(sigma * off - mu - (1 - sigma) * s2 * off)
+        return -answers[-1]
+
+    x = io["x_init"].double()
+    out = samplers.SAMPLERS[solver](field, x, 1 - grid)
+    case.match("traj", torch.stack([*states, out]), 1e-5)
+    case.match("model_outputs", torch.stack(answers), 1e-5)
+
+
+FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
+    ("facebookresearch/DiT", "DiT"): dit_forward,
+    ("LTH14/JiT", "JiT"): jit_forward,
+    ("LTH14/JiT", "Denoiser"): jit_loss,
+    ("LTH14/JiT", "Denoiser.generate"): jit_sampler,
+    ("End2End-Diffusion/iREPA", "JiT (with projection heads)"): irepa_forward,
+    ("crowsonkb/k-diffusion", "sample_euler"): lambda case: kdiff(case, "euler"),
+    ("crowsonkb/k-diffusion", "sample_heun"): lambda case: kdiff(case, "heun"),
+    ("crowsonkb/k-diffusion", "sample_dpmpp_2m"): lambda case: kdiff(case, "dpmpp_2m"),
+    ("huggingface/diffusers", "FlowMatchEulerDiscreteScheduler"): lambda case: flow(case, "euler"),
+    ("huggingface/diffusers", "FlowMatchHeunDiscreteScheduler"): lambda case: flow(case, "heun"),
+    ("huggingface/diffusers", "DPMSolverMultistepScheduler"): lambda case: flow(case, "dpmpp_2m"),
+}
+
+
+@pytest.mark.parametrize("name", CASES or [pytest.param("", marks=NONE)])
+def test_parity(name: str) -> None:
+    case = Case(FOLDER / name)
+    source, kind = case.config["repo"].split(" ")[0], case.config["model_class"]
+    check = FAMILIES.get((source, kind))
+    if check is None:
+        pytest.skip(f"not built yet: {kind} of {source}")
+    try:
+        check(case)
+    except NotBuilt as missing:
+        pytest.skip(f"not built yet: {missing}")
+    except AssertionError as error:
+        pytest.fail(f"not matched: {error}", pytrace=False)
+
+
+def test_the_criterion_can_fail() -> None:
+    """A sampler of the wrong order does not pass for the right one."""
+    if "kdiff_heun" not in CASES:
+        pytest.skip(f"no parity case kdiff_heun in {FOLDER}")
+    with pytest.raises(AssertionError, match="off by"):
+        kdiff(Case(FOLDER / "kdiff_heun"), "euler")
+    assert math.isfinite(float(Case(FOLDER / "kdiff_heun").io["out"].sum()))
