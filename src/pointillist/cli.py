@@ -1,7 +1,6 @@
 """Words to verbs: the command line."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -247,20 +246,29 @@ def main() -> None:
     except Interrupted as stop:
         _end(str(stop), 130)
     except (KeyboardInterrupt, typer.Abort):
-        _end("interrupted", 130)
+        code = 130
     except typer.TyperException as error:
-        _end(f"{error.format_message()} `pointillist --help` tells more.", 2)
+        _end(f"{error.format_message()}{_given(error)}; `pointillist --help` tells more", 2)
     except InputError as error:
         _end(str(error), 2)
-    except BrokenPipeError:
-        os._exit(0)
     except OSError as error:
         _end(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         _end("not enough memory; make train.batch, train.micro_batch or --batch smaller", 2)
+    if code == 130:  # typer's answer to SIGINT
+        _end("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _given(error: typer.TyperException) -> str:
+    """The value of the option that is wrong, which typer leaves out."""
+    names = getattr(getattr(error, "param", None), "opts", [])
+    for word, value in zip(sys.argv, sys.argv[1:], strict=False):
+        if word in names:
+            return f" (given: {value})"
+    return ""
 
 
 def _end(sentence: str, code: int) -> None:

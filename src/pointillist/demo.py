@@ -183,9 +183,9 @@ def loss_curve(events: list[dict[str, Any]], width: int = 720, height: int = 280
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss curve" '
              f'font-family="system-ui" font-size="12">']  # fmt: skip
-    for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5):
+    for tick in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
         if low <= math.log10(tick) <= high:
-            y = at(0, tick)[1]
+            y = at(0.0, tick)[1]
             parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" '
                          f'stroke="#ddd"/><text x="{left - 8}" y="{y + 4:.1f}" '
                          f'text-anchor="end">{tick:g}</text>')  # fmt: skip
@@ -198,7 +198,7 @@ def loss_curve(events: list[dict[str, Any]], width: int = 720, height: int = 280
     for number, ((name, line), colour) in enumerate(
         zip(lines.items(), ("#1f77b4", "#d62728"), strict=True)
     ):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in line))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(float(a), b) for a, b in line))
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>'
                      f'<text x="{width - 14}" y="{24 + 16 * number}" text-anchor="end" '
                      f'fill="{colour}">{name}</text>')  # fmt: skip

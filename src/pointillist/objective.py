@@ -131,7 +131,7 @@ class StraightConfig:
         """What the network is shown."""
         return xt, t
 
-    def read(self, answer: State, xt: State, t: Tensor, clamp: float | None = None) -> Estimate:
+    def read(self, answer: Tensor, xt: State, t: Tensor, clamp: float | None = None) -> Estimate:
         """The pair (x, eps) behind an answer; only the first channels count if it has more."""
         clamp = self.clamp if clamp is None else clamp
         t, answer = _column(t, xt), answer[:, : xt.shape[1]]

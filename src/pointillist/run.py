@@ -200,12 +200,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if str(key.value) in seen:
                 raise InputError(
                     f"line {key.start_mark.line + 1}: key {key.value} stands there twice; keep one"
                 )
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -333,8 +334,25 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(), 1)
         return f"{path} is not a field" + (f"; did you mean {near[0]}?" if near else "")
     if first["type"].startswith("union_tag"):
-        return f"{path}.kind: {first['msg'].split(' at ')[0]}; given {first['input']!r}"
+        tag = first["ctx"].get("tag")
+        given = "is missing" if tag is None else f"is {tag!r}"
+        return f"{path}.kind {given}; there are {', '.join(_kinds(first))}"
     return f"{path} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _kinds(error: Any) -> list[str]:
+    """The tags a union knows. A missing one is tried, as pydantic tells them of a wrong one."""
+    if error["type"] == "union_tag_invalid":
+        return re.findall(r"'(\w+)'", error["ctx"]["expected_tags"])
+    values: Any = {"kind": "?"}
+    for key in reversed(error["loc"]):
+        values = {key: values}
+    try:
+        _adapter().validate_python(values)
+    except ValidationError as again:
+        first = again.errors()[0]
+        return _kinds(first) if first["type"] == "union_tag_invalid" else []
+    return []
 
 
 def _tagged() -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from pointillist.data.source import InMemory
 from pointillist.types import InputError, Spec, config, grid_axes
 
-RECORD = 1 + 3 * 32 * 32
+RECORDS, RECORD = 10_000, 1 + 3 * 32 * 32
 FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -51,9 +51,9 @@ def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} is missing; unpack the CIFAR-10 binary version once more")
     raw = np.fromfile(path, np.uint8)
-    if raw.size != 10_000 * RECORD:
+    if raw.size != RECORDS * RECORD:
         raise InputError(
-            f"{path} has {raw.size} bytes instead of {10_000 * RECORD}; unpack it once more"
+            f"{path} has {raw.size} bytes instead of {RECORDS * RECORD}; unpack it once more"
         )
     raw = raw.reshape(-1, RECORD)
     if raw[:, 0].max() > 9:

@@ -86,7 +86,8 @@ class FolderConfig:
         spec = self._spec(listing.classes, any(item.captions for item in listing.items))
         if len(items) * spec.channels * spec.cells > IN_MEMORY:
             return Lazy(self, items, spec)
-        return _load(self, items, spec)
+        # A split without one readable picture (of a handful of files) takes the other's too.
+        return _load(self, items, spec) or _load_any(self, listing.items, spec)
 
     def examine(self) -> Report:
         """Decode everything once and count."""
@@ -253,7 +254,20 @@ def decode_all(config: FolderConfig, items: Sequence[Item]) -> list[Decoded | In
         return list(pool.map(one, items))
 
 
-def _load(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
+def _load_any(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
+    found = _load(config, items, spec)
+    if found is None:
+        first = items[0]
+        why = decode_all(config, items[:1])[0]
+        raise InputError(
+            f"none of the {len(items)} pictures in data.path {config.path} can be used; the first "
+            f"is {first.file}, {why}"
+        )
+    return found
+
+
+def _load(config: FolderConfig, items: list[Item], spec: Spec) -> Source | None:
+    """The readable pictures in memory, None where there is not one."""
     found = decode_all(config, items)
     good = [(i, d) for i, d in zip(items, found, strict=True) if isinstance(d, Decoded)]
     refused = tuple(
@@ -262,10 +276,7 @@ def _load(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
         if not isinstance(d, Decoded)
     )
     if not good:
-        raise InputError(
-            f"none of the {len(items)} pictures in data.path {config.path} can be used; the first "
-            f"is {refused[0].file}, {refused[0].reason}"
-        )
+        return None
     x = torch.from_numpy(np.stack([decoded.x for _, decoded in good]))
     digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
     spec = dataclasses.replace(spec, samples=len(good), fingerprint=digest)

@@ -1,0 +1,35 @@
+"""The tour judges honestly: exit 1 where the network is no better than per-pixel statistics."""
+
+import re
+
+import pytest
+
+from pointillist.demo import loss_curve, run_demo
+
+TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens=0",
+       "train.images=256", "train.save_every=128", "train.log_every=64", "train.validate=8",
+       "sample.steps=2", "train.precision=float32")  # fmt: skip
+
+
+def test_a_network_that_learnt_nothing_fails_the_tour(tmp_path, capsys):
+    assert not run_demo(tmp_path, TOY)
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>not better</b>" in page and page.count("<img") == 4 and page.count("<tr>") == 6
+    assert "NOT better" in capsys.readouterr().out
+    assert not re.search(r'(src|href)="(?!data:)', page)  # the page stands alone
+    run_demo(tmp_path, TOY)  # its own earlier run is no obstacle
+
+
+def test_the_curve_holds_every_logged_point():
+    events = [
+        {"event": "step", "images": 10 * i, "loss": 1 / i, "lr": 1e-3} for i in range(1, 6)
+    ] + [{"event": "validation", "images": 50, "velocity@0.5": 0.3}]
+    svg = loss_curve(events)
+    lines = re.findall(r'points="([^"]*)"', svg)
+    assert [len(line.split()) for line in lines] == [5, 1] and svg.count("<text") >= 8
+    assert "No step was logged" in loss_curve([])
+
+
+@pytest.mark.slow
+def test_the_tour_as_shipped_passes(tmp_path):
+    assert run_demo(tmp_path)

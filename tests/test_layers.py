@@ -1,0 +1,165 @@
+"""The shared alphabet against plain twins."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pointillist.layers.attention import SelfAttention, attend, check_heads
+from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, positions, sincos, sinusoid
+from pointillist.layers.mlp import SwiGLU
+from pointillist.layers.norm import PlainLayerNorm, RMSNorm, modulate
+from pointillist.layers.patch import patch_grid, patchify, unpatchify
+from pointillist.layers.rope import rope, rotate
+from pointillist.types import InputError
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None)
+@given(grid=st.lists(st.integers(1, 4), min_size=1, max_size=3), p=st.integers(1, 3),
+       c=st.integers(1, 3))  # fmt: skip
+def test_unpatchify_undoes_patchify(grid, p, c):
+    x = noise(2, c, *(n * p for n in grid))
+    tokens = patchify(x, p)
+    s = len(grid)
+    assert tokens.shape == (2, math.prod(grid), c * p**s)
+    # Published heads have the channel fastest, published embeddings slowest.
+    turned = tokens.unflatten(-1, (c, p**s)).transpose(-1, -2).flatten(-2)
+    assert torch.equal(unpatchify(turned, p, tuple(x.shape[2:])), x)
+
+
+def test_a_token_holds_one_patch_channel_by_channel():
+    x = torch.arange(2 * 4 * 6).view(1, 2, 4, 6).float()
+    assert torch.equal(patchify(x, 2)[0, 4], x[0, :, 2:4, 2:4].flatten())
+
+
+def test_a_size_that_does_not_fit_names_one_that_does():
+    with pytest.raises(InputError, match="size 30x32 is no multiple of the patch size 4; 32x32"):
+        patch_grid((30, 32), 4)
+    with pytest.raises(InputError, match="4x4 would do"):
+        patch_grid((2, 2), 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 4, 6, 16)])
+def test_the_closed_form_of_rms_norm_equals_torch(shape):
+    norm = RMSNorm(shape[-1])
+    with torch.no_grad():
+        norm.weight.copy_(1 + 0.3 * noise(shape[-1], seed=1))
+    x, cotangent = noise(*shape).requires_grad_(), noise(*shape, seed=2)
+    norm(x).backward(cotangent)
+    mine, mine_weight = x.grad, norm.weight.grad
+    y = x.detach().clone().requires_grad_()
+    weight = norm.weight.detach().clone().requires_grad_()
+    plain = F.rms_norm(y, (shape[-1],), weight, norm.eps)
+    plain.backward(cotangent)
+    torch.testing.assert_close(norm(x), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine, y.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mine_weight, weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_norm_gradient_agrees_with_finite_differences():
+    from pointillist.layers.norm import _RMSNormCPU
+
+    x = noise(3, 4).double().requires_grad_()
+    weight = (1 + noise(4, seed=3).double()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNormCPU.apply(x, w, 1e-6), (x, weight))
+
+
+@given(turn=st.integers(0, 20), q=st.integers(0, 20), k=st.integers(0, 20))
+def test_rotated_products_depend_on_distance_alone(turn, q, k):
+    table = rope((64,), (64,), 8)
+    x, y = noise(1, 1, 1, 8), noise(1, 1, 1, 8, seed=1)
+
+    def product(i: int, j: int) -> float:
+        return float((rotate(x, table[i : i + 1]) * rotate(y, table[j : j + 1])).sum())
+
+    assert product(q, k) == pytest.approx(product(q + turn, k + turn), abs=1e-4)
+
+
+def test_rotation_is_that_of_its_equation():
+    table = rope((2, 3), (2, 3), 8, fixed=1)
+    assert table.shape == (7, 4) and torch.equal(table[0], torch.ones(4, dtype=torch.complex64))
+    x = noise(1, 1, 7, 8)
+    y = rotate(x, table)
+    row, column = 1, 2  # token 1 + 5
+    for pair, (place, k) in enumerate([(row, 0), (row, 1), (column, 0), (column, 1)]):
+        angle = place * 1e4 ** -(k / 2)
+        a, b = x[0, 0, 6, 2 * pair], x[0, 0, 6, 2 * pair + 1]
+        turned = torch.stack(
+            (a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle))
+        )
+        torch.testing.assert_close(y[0, 0, 6, 2 * pair : 2 * pair + 2], turned)
+
+
+@pytest.mark.parametrize("n", [5, 300])
+def test_attention_equals_the_three_plain_steps(n):
+    q, k, v = (noise(2, 3, n, 8, seed=i) for i in range(3))
+    plain = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v), plain, rtol=1e-4, atol=1e-5)
+    rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
+    assert (rounded - plain).abs().max() < 0.03
+
+
+def test_dropout_acts_in_training_alone():
+    layer, x = SelfAttention(16, 2, dropout=0.5), noise(1, 4, 16)
+    torch.manual_seed(0)
+    assert not torch.equal(layer(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_time_stays_in_float32_under_autocast():
+    embed = TimeEmbedding(16, scale=1000.0)
+    t = torch.tensor([0.9985, 1.0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near, end = embed(t)
+    assert near.dtype == torch.float32 and (near - end).abs().max() > 1e-4
+
+
+def test_the_sinusoid_has_its_frequencies():
+    wave = sinusoid(torch.tensor([0.5]), 8, 1e4)[0]
+    angles = 0.5 * torch.tensor([1e4 ** -(i / 4) for i in range(4)])
+    torch.testing.assert_close(wave, torch.cat((angles.cos(), angles.sin())))
+
+
+def test_minus_one_takes_the_last_row():
+    embed = LabelEmbedding(3, 4)
+    found = embed(torch.tensor([2, -1]))
+    assert torch.equal(found, embed.table.weight[[2, 3]])
+
+
+def test_positions_of_a_finer_grid_cover_the_same_span():
+    assert positions((4,), (4,))[0].tolist() == [0, 1, 2, 3]
+    assert positions((8,), (4,))[0].tolist() == [-0.25 + 0.5 * i for i in range(8)]
+
+
+@pytest.mark.parametrize("grid", [(5,), (2, 3), (2, 2, 3)])
+def test_places_differ_and_the_last_axis_comes_first(grid):
+    code = sincos(grid, grid, 24)
+    assert code.shape == (math.prod(grid), 24)
+    assert len(code.unique(dim=0)) == math.prod(grid)
+    half = 24 // (2 * len(grid))
+    width = torch.arange(grid[-1]).float()
+    torch.testing.assert_close(code[: grid[-1], 0], width.sin())
+    torch.testing.assert_close(code[: grid[-1], half], width.cos())
+
+
+def test_swiglu_and_modulation_are_their_equations():
+    layer, x = SwiGLU(4, 6), noise(2, 3, 4)
+    gate, up = (x @ layer.gate_up.weight.T + layer.gate_up.bias).chunk(2, -1)
+    torch.testing.assert_close(layer(x), layer.down(gate * gate.sigmoid() * up))
+    shift, scale = noise(2, 4, seed=1), noise(2, 4, seed=2)
+    expected = PlainLayerNorm(4)(x) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(modulate(PlainLayerNorm(4)(x), shift, scale), expected)
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="width 100 is not divisible by model.heads 12"):
+        check_heads(100, 12)
+    with pytest.raises(InputError, match="odd heads of 5"):
+        check_heads(10, 2)

@@ -1,0 +1,215 @@
+"""A run as a value: read, overridden, checked, saved; every slip of the pen is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointillist.data import EmojiConfig
+from pointillist.models import DiTConfig, JiTConfig
+from pointillist.run import Run, from_dict, parse_count, parse_yaml, preset_names, to_dict
+from pointillist.types import InputError
+from pointillist.version import FORMAT
+
+PRESETS = preset_names()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_loads_round_trips_and_builds(name):
+    import torch
+
+    run = Run.load(name)
+    assert from_dict(to_dict(run)) == run
+    spec = run.data.promise()
+    run.check(spec)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in run.model.build(spec).parameters()) > 1e5
+
+
+def test_the_presets_of_the_contract_are_there():
+    wanted = {"debug", "emoji-jit", "cifar10-jit", "cifar10-dit"}
+    wanted |= {f"imagenet256-{name}" for name in (
+        "dit-b", "dit-l", "dit-xl", "jit-b", "jit-l", "jit-h", "jit-g")}  # fmt: skip
+    wanted |= {f"imagenet512-jit-{size}" for size in "blh"}
+    assert wanted <= set(PRESETS)
+    debug = Run.load("debug").train
+    assert debug.images // debug.save_every >= 5
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("b", 131.1), ("l", 458.8), ("h", 952.4), ("g", 2007.0)]
+)
+def test_jit_has_its_published_number_of_parameters(size, millions):
+    import torch
+
+    run = Run.load(f"imagenet256-jit-{size}")
+    with torch.device("meta"):
+        model = run.model.build(run.data.promise())
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "giga"), [("b", 25), ("l", 88), ("h", 182), pytest.param("g", 383)]
+)
+def test_jit_costs_its_published_multiply_accumulates(size, giga):
+    from pointillist.describe import describe
+
+    run = Run.load(f"imagenet256-jit-{size}")
+    assert describe(run, run.data.promise())["macs"] / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+def test_overrides_come_last_and_a_kind_empties_its_branch():
+    run = Run.load("cifar10-jit", "model.kind=dit", "model.width=64", "model.heads=2",
+                   "train.images=10k", "optim.lr=1e-3", "seed=7", "data.kind=emoji")  # fmt: skip
+    assert run.model == DiTConfig(width=64, heads=2)
+    assert run.train.images == 10_000 and run.optim.lr == 1e-3 and run.seed == 7
+    assert run.data == EmojiConfig()
+    assert Run.load("cifar10-jit", "model.depth=5").model.depth == 5
+
+
+def test_a_run_can_be_built_by_hand():
+    run = dataclasses.replace(Run.load("debug"), model=JiTConfig(width=32, depth=1, heads=2,
+                              context_start=0))  # fmt: skip
+    assert from_dict(to_dict(run)) == run
+
+
+def test_a_saved_run_is_the_run_and_names_what_made_it(tmp_path):
+    run = Run.load("emoji-jit")
+    run.save(tmp_path / "run.yaml")
+    assert Run.load(tmp_path) == Run.load(tmp_path / "run.yaml") == run
+    made = yaml.safe_load((tmp_path / "run.yaml").read_text())["made_by"]
+    assert made["format"] == FORMAT and "version" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10k", 10_000), ("2M", 2_000_000), ("1e6", 10**6), ("102.4M", 102_400_000),
+                        (12, 12), (1e3, 1000)],
+)  # fmt: skip
+def test_counts_may_be_written_short(text, value):
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "+1e-3"])
+def test_1e_3_in_yaml_is_a_number(text):
+    assert parse_yaml(f"a: {text}", "x") == {"a": 1e-3}
+
+
+BAD = [
+    ("model: {kind: jit, dept: 4}", "model.dept is not a field; did you mean depth?"),
+    ("modle: {}", "modle is not a field; did you mean model?"),
+    ("model: {kind: jit, width: wide}", "model.width is 'wide'"),
+    ("model: {depth: 4}", "model.kind is missing; there are dit, jit"),
+    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit"),
+    ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder"),
+    ("data: {kind: emoji, size: 48}", "data.size is 48"),
+    ("data: {kind: folder, size: big}", "data.size"),
+    ("model: {kind: jit, width: 100, heads: 12}", "width 100 is not divisible by model.heads 12"),
+    ("model: {kind: dit, depth: 0}", "model.depth is 0"),
+    ("model: {kind: dit, depth: true}", "model.depth is true"),
+    ("optim: {lr: .nan}", "optim.lr is nan"),
+    ("optim: {lr: .inf}", "optim.lr is inf"),
+    ("optim: {lr: -1}", "optim.lr is -1"),
+    ("train: {images: 0}", "train.images is 0"),
+    ("train: {batch: 1.5}", "train.batch is 1.5"),
+    ("train: {ema: []}", "train.ema"),
+    ("train: {ema: [0.9, 0.9]}", "stands there twice"),
+    ("train: {precision: fp8}", "train.precision is 'fp8'"),
+    ("sample: {sampler: dmp}", "sampler dmp is not known; there are euler"),
+    ("sample: {steps: 0}", "sample.steps is 0"),
+    ("sample: {guidance: {interval: [1, 0]}}", "guidance.interval"),
+    ("task: {label_drop: 2}", "task.label_drop is 2"),
+    ("device: tpu", "device is 'tpu'"),
+    ("seed: -1", "seed is -1"),
+    ("objective: {predict: y}", "objective.predict is 'y'"),
+    ("model: null", "model"),
+    ("seed: 1\nseed: 2", "line 2: key seed stands there twice"),
+    ("a: &a [1]\nb: *a", "line 2: aliases are not read"),
+    ("a: [1", "line [12] is not valid YAML"),
+    ("[1, 2]", "holds a list; a configuration is a mapping"),
+    ("? [a, b]\n: 1", "not valid YAML|is not a field|mapping"),
+    ("x: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    (f"made_by: {{format: {FORMAT + 1}}}", "update pointillist"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[text[:40] for text, _ in BAD])
+def test_a_slip_of_the_pen_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        Run.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_exploding_aliases_cost_nothing(tmp_path):
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(levels))
+    with pytest.raises(InputError, match="aliases"):
+        Run.load(tmp_path / "bomb.yaml")
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not valid YAML"):
+        Run.load(tmp_path / "deep.yaml")
+    (tmp_path / "large.yaml").write_text("# " + "x" * (1 << 20))
+    with pytest.raises(InputError, match="at most 1 MiB"):
+        Run.load(tmp_path / "large.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        Run.load(tmp_path / "binary.yaml")
+
+
+@given(text=st.text(max_size=60))
+def test_no_text_makes_the_reader_fail_otherwise(text):
+    try:
+        parse_yaml(text, "x")
+    except InputError as error:
+        assert str(error).startswith("x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.dept=4", "model.dept is not a field; did you mean depth?"),
+     ("modle.depth=4", "modle is not a field; did you mean model?"),
+     ("model.depth", "is not of the form key=value"),
+     ("model.depth.x=1", "model.depth.x is not a field"),
+     ("model.kind=vit", "model.kind"), ("train.batch=many", "train.batch is 'many'"),
+     ("model.depth=", "model.depth is ''"), ("model.depth=[1", "not valid YAML")],
+)  # fmt: skip
+def test_a_wrong_override_is_one_sentence(override, message):
+    with pytest.raises(InputError, match=message):
+        Run.load("debug", override)
+
+
+def test_an_unknown_source_names_the_nearest_preset():
+    with pytest.raises(InputError, match="did you mean cifar10-jit"):
+        Run.load("cifar10-jti")
+    with pytest.raises(InputError, match="pointillist presets"):
+        Run.load("qqq")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(("task.label_drop=0", "sample.guidance.scale=2"), "no unlabelled answer is ever learnt"),
+     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma")],
+)  # fmt: skip
+def test_contradictions_are_found_before_anything_is_computed(overrides, message):
+    run = Run.load("debug", *overrides)
+    with pytest.raises(InputError, match=message):
+        run.check(run.data.promise())
+
+
+def test_guidance_needs_classes(tmp_path):
+    run = Run.load("debug", "data.kind=folder", f"data.path={tmp_path}", "sample.guidance.scale=2")
+    with pytest.raises(InputError, match="the data have no classes"):
+        run.check(run.data._spec((), False))
+
+
+def test_no_preset_names_a_path_of_one_machine():
+    import pointillist
+
+    for path in (Path(pointillist.__file__).parent / "presets").glob("*.yaml"):
+        assert "/home" not in path.read_text() and "path: /" not in path.read_text()

@@ -1,0 +1,96 @@
+"""Sampling: one seed a picture, evaluations counted, requests checked."""
+
+import pytest
+import torch
+
+from pointillist.run import Run
+from pointillist.sample import Ask, label_number, untrained
+from pointillist.types import InputError
+
+
+@pytest.fixture(scope="module")
+def trained():
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
+    model = untrained(run, run.data.promise(), "cpu")
+    with torch.no_grad():
+        for p in model.model.parameters():
+            if not p.any():
+                p.normal_(std=0.05)
+    return model
+
+
+def test_a_picture_is_the_same_alone_and_in_any_batch(trained):
+    whole = trained.sample(6, label=list(range(6)), steps=3, seed=4)
+    parts = trained.sample(6, label=list(range(6)), steps=3, seed=4, batch=4)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    alone = trained.sample(1, label=0, steps=3, seed=4)
+    torch.testing.assert_close(alone[0], whole[0], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(trained.sample(1, label=0, steps=3, seed=5)[0], whole[0])
+
+
+@pytest.mark.parametrize(
+    ("ask", "nfe"),
+    [({"sampler": "euler", "guidance": 1.0}, 10), ({"sampler": "heun", "guidance": 1.0}, 19),
+     ({"sampler": "euler", "guidance": 2.0, "interval": (0.0, 1.0)}, 20),
+     ({"sampler": "euler", "guidance": 2.0, "interval": (0.35, 0.65)}, 13),
+     ({"sampler": "ab2", "guidance": 0.0, "interval": (0.0, 1.0)}, 10),
+     ({"sampler": "dpmpp_2m", "guidance": 1.0}, 10)],
+)  # fmt: skip
+def test_evaluations_are_those_of_a_whole_batch(trained, ask, nfe):
+    assert trained.answer(Ask(count=3, steps=10, batch=2, **ask)).nfe == nfe
+
+
+def test_another_size_and_precision_are_answered(trained):
+    x = trained.sample(2, steps=2, size=(40, 28))
+    assert x.shape == (2, 3, 40, 28) and x.dtype == torch.float32
+    rough = trained.sample(2, steps=2, dtype="bfloat16")
+    exact = trained.sample(2, steps=2)
+    assert rough.dtype == torch.float32 and (rough - exact).abs().max() < 0.1
+
+
+def test_labels_by_name_number_or_in_turn(trained):
+    names = trained.spec.classes
+    assert label_number(names[2], names) == 2 and label_number("2", names) == 2
+    assert label_number(-1, names) == -1
+    found = trained.answer(Ask(count=12, steps=1))
+    assert found.label.tolist() == [i % len(names) for i in range(12)]
+    assert trained.answer(Ask(count=2, label=(names[1], 0), steps=1)).label.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [({"label": 99}, "label is 99; it is 0 to 9, or one of"), ({"label": "dog"}, "label is dog"),
+     ({"label": (1, 2, 3)}, "3 labels for 2 pictures"), ({"steps": 0}, "steps is 0"),
+     ({"sampler": "rk4"}, "sampler rk4 is not known; there are"), ({"count": 0}, "count is 0"),
+     ({"size": (30, 32)}, "size 30x32 is no multiple of the patch size 4; 32x32 would do"),
+     ({"size": (32,)}, "has 1 axes; the run has 2"), ({"seed": -1}, "seed is -1"),
+     ({"interval": (1.0, 0.0)}, "guidance.interval")],
+)  # fmt: skip
+def test_a_wrong_request_is_one_sentence(trained, ask, message):
+    with pytest.raises(InputError, match=message):
+        trained.answer(Ask(**{"count": 2, "steps": 1, **ask}))
+
+
+def test_a_model_without_labels_refuses_them():
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
+    model = untrained(run, run.data.promise().__class__(channels=3, axes=run.data.promise().axes))
+    assert model.answer(Ask(count=1, steps=1)).label is None
+    with pytest.raises(InputError, match="this model has no labels; leave it out"):
+        model.sample(1, label=0, steps=1)
+    with pytest.raises(InputError, match="this model has no labels; leave it at 1"):
+        model.sample(1, guidance=2.0, steps=1)
+
+
+def test_too_many_pictures_at_once_get_a_batch_that_may_fit(trained, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(type(trained), "_field", full)
+    with pytest.raises(InputError, match="8 pictures of 32x32 .* try --batch 4"):
+        trained.sample(8, steps=1)
+
+
+def test_watch_sees_the_estimate_behind_every_step(trained):
+    seen = []
+    trained.sample(2, steps=3, watch=lambda i, t, x, pair: seen.append((i, t, pair.x.shape)))
+    assert seen == [(i, pytest.approx(i / 3), (2, 3, 32, 32)) for i in range(3)]
