@@ -1,0 +1,51 @@
+"""Velocity loss of trained runs on CIFAR-10 test pictures beside the linear known answers.
+
+    python bench/cifar10_table.py RUN... [--data data/cifar10] [--count 2000]
+
+Every run's first EMA, in float32, on the first test pictures with the package's fixed validation
+noise; the covariance behind the linear denoisers is that of the 50,000 training pictures.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from record import record
+
+import pointillist as pt
+from pointillist.data import CIFAR10Config
+from pointillist.data.loader import to_batch
+from pointillist.draws import Draw
+from pointillist.evaluate import NOISE_SEED, TIMES, held_out, velocity_loss
+from pointillist.metrics.linear import LinearDenoisers
+from pointillist.objective import StraightConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data", default="data/cifar10")
+    parser.add_argument("--count", type=int, default=2000)
+    asked = parser.parse_args()
+    train, test = (CIFAR10Config(path=asked.data).open(split) for split in ("train", "test"))
+    x, label = held_out(test, asked.count)
+    pictures = to_batch(train.rows(range(len(train))), torch.arange(len(train)), train.spec).x
+    linear = LinearDenoisers(pictures)
+    eps = StraightConfig().noise(Draw(NOISE_SEED, torch.arange(len(x))), tuple(x.shape[1:]))
+    table = {
+        "t": list(TIMES),
+        "per-pixel linear": [linear.velocity_loss(x, eps, t, full=False) for t in TIMES],
+        "Wiener": [linear.velocity_loss(x, eps, t) for t in TIMES],
+    }
+    for folder in asked.runs:
+        kept = pt.Run.load(folder).train.ema
+        for width in (*kept, 0.0):
+            run = pt.load(folder, ema=width)
+            name = f"{Path(folder).name}, " + (f"EMA {width:g}" if width else "raw weights")
+            table[name] = velocity_loss(run.network, run.run.objective, x, label)
+    rounded = {name: [round(value, 4) for value in row] for name, row in table.items()}
+    record("cifar10-table", {"pictures": len(x), "velocity loss": rounded})
+
+
+if __name__ == "__main__":
+    main()

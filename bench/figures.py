@@ -1,0 +1,44 @@
+"""The pictures of docs/results.md: samples of every class, and training curves.
+
+    python bench/figures.py RUN... [--rows 3] [--guidance W]
+
+One sheet, `docs/images/samples.png`, with rows of every run and a column for each class (seed 0,
+the run's own sampler), and one curve `docs/images/NAME.svg` a run.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import pointillist as pt
+from pointillist.demo import loss_curve
+from pointillist.engine.log import read
+from pointillist.pictures import contact_sheet, flat, save_png
+from pointillist.sample import Ask
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+SCALE = 2  # nearest neighbour, so that pixels stay pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--guidance", type=float)
+    asked = parser.parse_args()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for folder in asked.runs:
+        run = pt.load(folder)
+        count = asked.rows * len(run.spec.classes)
+        rows.append(flat(run.answer(Ask(count=count, guidance=asked.guidance)).x))
+        curve = loss_curve(read(Path(folder) / "log.jsonl"))
+        svg = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        (IMAGES / f"{Path(folder).name}.svg").write_text(svg + "\n")
+    sheet = contact_sheet(torch.cat(rows), columns=len(run.spec.classes), scale=SCALE)
+    save_png(sheet, IMAGES / "samples.png")
+
+
+if __name__ == "__main__":
+    main()
