@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu check fix docs bench results clean
+.PHONY: demo test test-slow test-gpu check fix docs bench clean
 
 demo: .venv/base
 	$(BIN)/pointillist demo

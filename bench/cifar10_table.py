@@ -15,8 +15,7 @@ from record import record
 import pointillist as pt
 from pointillist.data import CIFAR10Config
 from pointillist.data.loader import to_batch
-from pointillist.draws import Draw
-from pointillist.evaluate import NOISE_SEED, TIMES, held_out, velocity_loss
+from pointillist.evaluate import TIMES, held_out, validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.objective import StraightConfig
 
@@ -31,7 +30,7 @@ def main() -> None:
     x, label = held_out(test, asked.count)
     pictures = to_batch(train.rows(range(len(train))), torch.arange(len(train)), train.spec).x
     linear = LinearDenoisers(pictures)
-    eps = StraightConfig().noise(Draw(NOISE_SEED, torch.arange(len(x))), tuple(x.shape[1:]))
+    eps = validation_noise(StraightConfig(), torch.arange(len(x)), tuple(x.shape[1:]))
     table = {
         "t": list(TIMES),
         "per-pixel linear": [linear.velocity_loss(x, eps, t, full=False) for t in TIMES],

@@ -131,11 +131,9 @@ def test_a_folder_of_ones_own_pictures_trains(say, tmp_path):
 BAD = [
     (("train", "debgu"), "did you mean debug"),
     (("train", "debug", "model.dept=4"), "model.dept is not a field; did you mean depth"),
-    (("train", "debug", "--device", "cuda"), "device is cuda"),
     (("train", "debug", "--resume", "--out", "new"), "no run to resume"),
     (("train", "cifar10-jit", "data.path=none"), "data.path none holds no test_batch.bin"),
     (("train", "debug", "data.kind=folder", "data.path=none"), "data.path none is not a folder"),
-    (("train", "debug", "train.batch=100k", "model.width=1536", "model.heads=16"), "micro_batch="),
     (("train", "debug", "--out", "/proc/x"), "cannot be written"),
     (("sample", "nowhere"), "is not a run folder"),
     (("sample", "RUN", "--steps", "0"), "steps is 0"),
@@ -143,6 +141,10 @@ BAD = [
     (("sample", "RUN", "--label", "99"), "label is 99"),
     (("sample", "RUN", "--size", "30x32"), "no multiple of the patch size 4"),
     (("sample", "RUN", "--size", "big"), "--size is big"),
+    (("sample", "RUN", "--size", "²"), "--size is ²"),
+    (("sample", "RUN", "--out", "s.jpg"), "name a .png for one sheet, or a folder"),
+    (("sample", "RUN", "--guidance", "nan"), "guidance is nan"),
+    (("sample", "debug", "--random-init", "--ema", "0.9"), "random weights have no averages"),
     (("sample", "RUN", "--interval", "1"), "--interval is 1"),
     (("sample", "RUN", "--dtype", "int8"), "--dtype is int8"),
     (("sample", "RUN", "--ema", "0.5"), "this run kept 0.99"),
@@ -155,6 +157,38 @@ BAD = [
     (("data", "check", "nothing"), "neither a preset"),
     (("sing",), "sing"),
 ]
+
+
+def test_cuda_where_there_is_none_is_named(say, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = say("train", "debug", "--device", "cuda", "--out", "new")
+    assert said.code == 2 and "device is cuda" in said.err and not Path("new").exists()
+
+
+def test_more_than_the_memory_holds_is_refused_with_a_batch_that_fits(say, monkeypatch):
+    import sys as modules
+
+    monkeypatch.setattr(modules.modules["pointillist.train"], "free_memory", lambda device: 3 << 30)
+    said = say("train", "debug", "train.batch=100k", "model.width=768", "model.heads=8")
+    assert said.code == 2 and "train.micro_batch=" in said.err and "fits" in said.err
+
+
+def test_the_bare_command_prints_its_help_and_no_empty_sentence(say):
+    for words in ((), ("data",)):
+        said = say(*words)
+        assert said.code == 2 and "Usage" in said.out + said.err
+        assert "pointillist: ;" not in said.err
+
+
+def test_a_preset_is_a_preset_whatever_lies_beside_it(say):
+    Path("debug").mkdir()
+    assert say("show", "debug", "--json").code == 0
+    said = say("train", "debug", *TOY)
+    assert (
+        said.code == 0 and Path("runs/debug/run.yaml").exists() and not any(Path("debug").iterdir())
+    )
 
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])

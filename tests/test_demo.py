@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import pointillist as pt
 from pointillist.demo import loss_curve, run_demo
 
 TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens=0",
@@ -18,13 +19,17 @@ def test_a_network_that_learnt_nothing_fails_the_tour(tmp_path, capsys):
     assert "NOT better" in capsys.readouterr().out
     assert not re.search(r'(src|href)="(?!data:)', page)  # the page stands alone
     run_demo(tmp_path, TOY)  # its own earlier run is no obstacle
+    (tmp_path / "run" / ".tour").unlink()  # as if it were somebody else's
+    with pytest.raises(pt.InputError, match="already holds a run"):
+        run_demo(tmp_path, TOY)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
 def test_the_curve_holds_every_logged_point():
     events = [
         {"event": "step", "images": 10 * i, "loss": 1 / i, "lr": 1e-3} for i in range(1, 6)
     ] + [{"event": "validation", "images": 50, "velocity@0.5": 0.3}]
-    svg = loss_curve(events)
+    svg = loss_curve([*events, {"event": "step", "images": 60, "skipped": 3}])
     lines = re.findall(r'points="([^"]*)"', svg)
     assert [len(line.split()) for line in lines] == [5, 1] and svg.count("<text") >= 8
     assert "No step was logged" in loss_curve([])

@@ -65,9 +65,10 @@ def test_a_checkpoint_comes_back_in_shards(tmp_path):
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
     assert checkpoint.facts_of(tmp_path / "000000010")["images"] == 10
-    (tmp_path / "000000010" / "state.json").write_text("{")
-    with pytest.raises(InputError, match="state.json is missing or damaged"):
-        checkpoint.load(tmp_path / "000000010", "model")
+    for text in ("{", "{}", "[]", '{"files": {"a": {}}}', '{"files": [1]}'):
+        (tmp_path / "000000010" / "state.json").write_text(text)
+        with pytest.raises(InputError, match="state.json is missing or damaged"):
+            checkpoint.load(tmp_path / "000000010", "model")
 
 
 def test_only_whole_checkpoints_count_and_old_ones_go(tmp_path):
@@ -81,6 +82,8 @@ def test_only_whole_checkpoints_count_and_old_ones_go(tmp_path):
     checkpoint.prune(tmp_path, 2)
     assert [int(p.name) for p in checkpoint.complete(tmp_path)] == [2, 3]
     assert checkpoint.complete(tmp_path / "none") == []
+    checkpoint.save(tmp_path / "1000000000", {"model": {}}, {})  # one digit more
+    assert checkpoint.complete(tmp_path)[-1].name == "1000000000"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -107,7 +110,11 @@ def test_a_log_is_rewound_to_a_checkpoint(tmp_path):
         log.write({"event": "step", "images": images})
     with log.path.open("a") as file:
         file.write('{"event": "st')
-    assert [e["images"] for e in read(log.path)] == [1, 2, 3]
+    with log.path.open("a") as file:
+        file.write("\n")
+    log.write({"event": "step", "images": 3})  # lines behind a damaged one are kept
+    log.sync()
+    assert [e["images"] for e in read(log.path)] == [1, 2, 3, 3]
     log.rewind(2)
     lines = log.path.read_text().splitlines()
     assert [json.loads(line)["images"] for line in lines] == [1, 2]
@@ -131,3 +138,13 @@ def test_running_out_of_memory_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    checkpoint.check_writable(tmp_path / "new" / "x.png")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/x.png cannot be written"):
+        checkpoint.check_writable(tmp_path / "file" / "x.png")
+    with pytest.raises(InputError, match="log.jsonl cannot be written"):
+        Log(tmp_path / "none" / "log.jsonl").write({"event": "step", "images": 1})

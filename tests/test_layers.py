@@ -163,3 +163,19 @@ def test_heads_that_do_not_fit_are_refused():
         check_heads(100, 12)
     with pytest.raises(InputError, match="odd heads of 5"):
         check_heads(10, 2)
+
+
+def test_dropout_acts_behind_the_attention_and_not_on_its_weights():
+    attention = SelfAttention(16, 2, dropout=0.5)
+    x = noise(3, 5, 16)
+    whole = attention.eval()(x)
+    dropped = attention.train()(x)
+    kept = dropped != 0
+    assert 0.2 < kept.float().mean() < 0.8
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+
+
+def test_tables_of_places_are_made_once():
+    assert sincos((4, 4), (4, 4), 24) is sincos((4, 4), (4, 4), 24)
+    assert rope((4, 4), (4, 4), 8) is rope((4, 4), (4, 4), 8)
+    assert rope((4, 4), (4, 4), 8).dtype == torch.complex64

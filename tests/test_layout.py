@@ -6,12 +6,13 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pointillist"
 ROWS = [
     {"types", "version"},
-    {"draws", "engine"},
+    {"draws", "engine", "strict_yaml"},
     {"layers", "objective", "pictures"},
     {"samplers"},
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
     {"models"},
     {"run"},
+    {"runfolder"},
     {"evaluate", "sample", "describe"},
     {"train"},
     {"console", "doctor"},

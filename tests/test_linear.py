@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pointillist.draws import Draw
-from pointillist.evaluate import velocity_loss
+from pointillist.evaluate import validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.models import Network
 from pointillist.objective import StraightConfig
@@ -62,6 +62,6 @@ def test_evaluation_of_a_network_that_is_the_denoiser_gives_the_same_figure(pred
 
     times = (0.1, 0.5, 0.9)
     found = velocity_loss(Network(Wiener()), objective, X[:512], None, times)
-    eps = objective.noise(Draw(0, torch.arange(512)), SHAPE)
+    eps = validation_noise(objective, torch.arange(512), SHAPE)
     expected = [LINEAR.velocity_loss(X[:512], eps, t) for t in times]
     assert found == pytest.approx(expected, rel=1e-3)

@@ -50,8 +50,12 @@ def test_a_perfect_network_has_no_loss_at_any_time(predict):
         xt = objective.mix(X, EPS, times)
         truth = objective.target(X, EPS, xt, times)
         assert all(torch.isfinite(part).all() for part in truth)
-        loss, terms = criterion(LossConfig(velocity=1.0, x=1.0, eps=1.0), truth, truth)
+        every = LossConfig(velocity=1.0, x=1.0, eps=1.0)
+        answer = {"x": X, "velocity": X - EPS, "eps": EPS}[predict]
+        loss, terms = criterion(every, objective.read(answer, xt, times), truth)
         assert loss.abs().max() == 0 and set(terms) == {"velocity", "x", "eps"}
+        loss, _ = criterion(every, objective.read(answer + 0.1, xt, times), truth)
+        assert torch.isfinite(loss).all() and loss.min() > 0.005
 
 
 def test_the_clamp_acts_on_answer_and_target_alike():
@@ -129,6 +133,20 @@ def test_times_are_drawn_as_they_are_named():
     assert abs(logit.mean() + 0.8) < 0.02 and abs(logit.std() - 0.8) < 0.02
     shifted = StraightConfig(time=Uniform(), shift=3.0).times(draw)
     torch.testing.assert_close(shifted, shift_times(uniform, 3.0))
+
+
+def test_times_do_not_depend_on_how_a_batch_is_split():
+    for kind in (Uniform(), LogitNormal(mean=-0.8, std=0.8)):
+        whole = kind.times(Draw(0, torch.arange(1003)))
+        parts = [kind.times(Draw(0, torch.arange(i, min(i + 7, 1003)))) for i in range(0, 1003, 7)]
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_noise_is_predicted_without_a_blow_up_at_the_noise_end():
+    objective = StraightConfig(predict="eps")
+    t = torch.zeros(4)
+    found = objective.read(EPS + 0.01, EPS, t, clamp=objective.sampling_clamp)
+    assert objective.velocity(found, t).abs().max() <= 0.01 / objective.clamp + 1e-5
 
 
 def test_noise_grows_with_the_edge_where_asked():

@@ -5,6 +5,7 @@ built from its config.json alone; an unknown family, or an option of a known one
 is skipped as "not built yet", with the reason.
 """
 
+import functools
 import json
 import math
 import os
@@ -41,10 +42,17 @@ class Case:
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.io = load_file(folder / "io.safetensors")
-        path = folder / "weights.safetensors"
-        self.weights = load_file(path) if path.exists() else {}
-        self.constructor: dict[str, Any] = self.config["constructor"]
+        self.constructor: dict[str, Any] = self.config.get("constructor", {})
+        self.folder = folder
+
+    @functools.cached_property
+    def io(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "io.safetensors")
+
+    @functools.cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        path = self.folder / "weights.safetensors"
+        return load_file(path) if path.exists() else {}
 
     def match(self, name: str, ours: torch.Tensor, tolerance: float | None = None) -> None:
         """Fail unless `ours` is the stored tensor within 20 probes + 1e-6 of its largest entry."""
@@ -72,7 +80,14 @@ def plain(options: dict[str, Any], **only: Any) -> None:
             raise NotBuilt(f"{name} = {options[name]}")
 
 
-# Networks.
+# Networks, and what their published constructors take where a case says nothing.
+
+DIT = {"input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28,
+       "num_heads": 16, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000,
+       "learn_sigma": True}  # fmt: skip
+JIT = {"input_size": 256, "patch_size": 16, "in_channels": 3, "hidden_size": 1024, "depth": 24,
+       "num_heads": 16, "mlp_ratio": 4.0, "attn_drop": 0.0, "proj_drop": 0.0, "num_classes": 1000,
+       "bottleneck_dim": 128, "in_context_len": 32, "in_context_start": 8}  # fmt: skip
 
 
 def spec_of(c: dict[str, Any]) -> Spec:
@@ -95,12 +110,11 @@ def make(config: Any, spec: Spec, weights: dict[str, torch.Tensor]) -> torch.nn.
 
 
 def make_dit(case: Case) -> tuple[torch.nn.Module, Any]:
-    c = case.constructor
-    known(c, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads",
-          "mlp_ratio", "class_dropout_prob", "num_classes", "learn_sigma")  # fmt: skip
+    known(case.constructor, *DIT)
+    c = DIT | case.constructor
     config = DiTConfig(
         width=c["hidden_size"], depth=c["depth"], heads=c["num_heads"], patch_size=c["patch_size"],
-        mlp_ratio=c.get("mlp_ratio", 4.0), time_scale=1.0, learn_sigma=c.get("learn_sigma", True),
+        mlp_ratio=c["mlp_ratio"], time_scale=1.0, learn_sigma=c["learn_sigma"],
     )  # fmt: skip
     return make(config, spec_of(c), dit.from_published(case.weights)), dit.from_published
 
@@ -108,14 +122,13 @@ def make_dit(case: Case) -> tuple[torch.nn.Module, Any]:
 def make_jit(case: Case, c: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
     heads = ("encoder_depth", "z_dims", "projector_dim", "projection_layer_type",
              "proj_kwargs_kernel_size")  # fmt: skip
-    known(c, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads",
-          "mlp_ratio", "num_classes", "bottleneck_dim", "in_context_len", "in_context_start",
-          "attn_drop", "proj_drop", *heads)  # fmt: skip
+    known(c, *JIT, *heads)
     plain(c, attn_drop=0.0, proj_drop=0.0)
+    c = JIT | c
     try:
         config = JiTConfig(
             width=c["hidden_size"], depth=c["depth"], heads=c["num_heads"],
-            patch_size=c["patch_size"], mlp_ratio=c.get("mlp_ratio", 4.0),
+            patch_size=c["patch_size"], mlp_ratio=c["mlp_ratio"],
             bottleneck=c["bottleneck_dim"], context_tokens=c["in_context_len"],
             context_start=c["in_context_start"],
         )  # fmt: skip
@@ -259,11 +272,19 @@ def jit_sampler(case: Case) -> None:
 # Samplers on a Gaussian target, whose exact denoiser is known.
 
 
+def gaussian(case: Case) -> tuple[float, float]:
+    """Mean and variance of the target."""
+    toy = case.constructor["toy"]
+    if not toy["kind"].startswith("gaussian target N(mu,s^2)"):
+        raise NotBuilt(f"toy.kind = {toy['kind']}")
+    return toy["mu"], toy["s"] ** 2
+
+
 def kdiff(case: Case, solver: str) -> None:
     """A variance-exploding path is walked in sigma itself: dx/dsigma = (x - D)/sigma."""
-    known(case.constructor["sampler"])
-    toy = case.constructor["toy"]
-    mu, s2 = toy["mu"], toy["s"] ** 2
+    known(case.constructor["sampler"], "s_churn", "s_tmin", "s_tmax", "s_noise")
+    plain(case.constructor["sampler"], s_churn=0.0)  # without churn the others act on nothing
+    mu, s2 = gaussian(case)
     seen: list[torch.Tensor] = []
     pictures: list[torch.Tensor] = []
 
@@ -296,26 +317,33 @@ def kdiff(case: Case, solver: str) -> None:
     case.match("out", out, 1e-10)
 
 
+# Options that act on the grid of noise levels alone, which is stored.
+GRID = ("num_train_timesteps", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal",
+        "base_image_seq_len", "max_image_seq_len", "time_shift_type", "use_karras_sigmas",
+        "use_exponential_sigmas", "use_beta_sigmas", "timestep_spacing", "steps_offset",
+        "beta_start", "beta_end", "beta_schedule")  # fmt: skip
+
+
 def flow(case: Case, solver: str) -> None:
     """diffusers' flow matching runs from sigma = 1 (noise) with velocity eps - x."""
     c, io = case.constructor, case.io
     options = dict(c["scheduler"])
     known(c.get("step", {}))  # what set_timesteps and the shifts do is in the stored grid
     if solver == "dpmpp_2m":
-        known(options, "use_flow_sigmas", "prediction_type", "flow_shift", "solver_order",
-              "algorithm_type", "solver_type", "lower_order_final",
-              "final_sigmas_type")  # fmt: skip
+        known(options, *GRID, "use_flow_sigmas", "prediction_type", "flow_shift", "solver_order",
+              "algorithm_type", "solver_type", "lower_order_final", "euler_at_final",
+              "final_sigmas_type", "thresholding")  # fmt: skip
         plain(options, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint",
-              lower_order_final=True, final_sigmas_type="zero")  # fmt: skip
+              lower_order_final=True, euler_at_final=False, final_sigmas_type="zero",
+              thresholding=False)  # fmt: skip
         wanted = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         for name, value in wanted.items():
             if options.get(name) != value:
                 raise NotBuilt(f"{name} = {options.get(name)}")
     else:
-        known(options, "shift", "use_dynamic_shifting", "stochastic_sampling")
-        plain(options, stochastic_sampling=False)
-    toy = c["toy"]
-    mu, s2 = toy["mu"], toy["s"] ** 2
+        known(options, *GRID, "shift", "invert_sigmas", "stochastic_sampling")
+        plain(options, invert_sigmas=False, stochastic_sampling=False)
+    mu, s2 = gaussian(case)
     sigmas = io["sigmas"].double()
     # Heun's scheduler lists both ends of every step.
     grid = sigmas[[0, *range(1, len(sigmas) - 1, 2), -1]] if solver == "heun" else sigmas
@@ -354,7 +382,8 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
 @pytest.mark.parametrize("name", CASES or [pytest.param("", marks=NONE)])
 def test_parity(name: str) -> None:
     case = Case(FOLDER / name)
-    source, kind = case.config["repo"].split(" ")[0], case.config["model_class"]
+    source = case.config.get("repo", "an unnamed repository").split(" ")[0]
+    kind = case.config.get("model_class", "an unnamed class")
     check = FAMILIES.get((source, kind))
     if check is None:
         pytest.skip(f"not built yet: {kind} of {source}")

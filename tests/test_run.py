@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pointillist.data import EmojiConfig
 from pointillist.models import DiTConfig, JiTConfig
-from pointillist.run import Run, from_dict, parse_count, parse_yaml, preset_names, to_dict
+from pointillist.run import Run, from_dict, parse_count, preset_names, to_dict
+from pointillist.strict_yaml import parse_yaml
 from pointillist.types import InputError
 from pointillist.version import FORMAT
 
@@ -114,6 +115,16 @@ BAD = [
     ("optim: {lr: .inf}", "optim.lr is inf"),
     ("optim: {lr: -1}", "optim.lr is -1"),
     ("train: {images: 0}", "train.images is 0"),
+    ("train: {images: .inf}", "train.images is inf"),
+    ("train: {images: 1e999}", "train.images is inf"),
+    ("sample: {guidance: {interval: [false, 1]}}", "sample.guidance.interval.0 is false"),
+    ("objective: {time: {kind: uniform, mean: 1}}", "^objective.time.mean is not a field"),
+    ("objective: {time: {kind: logit_normal, std: wide}}", "^objective.time.std is 'wide'"),
+    ("sample: {guidance: {scale: .nan}}", "sample.guidance.scale is nan"),
+    ("model: {kind: dit, mlp_ratio: -1}", "model.mlp_ratio is -1"),
+    ("model: {kind: dit, max_period: 0}", "model.max_period is 0"),
+    ("model: {kind: jit, theta: 0}", "model.theta is 0"),
+    ("model: {kind: jit, context_tokens: -1}", "model.context_tokens is -1"),
     ("train: {batch: 1.5}", "train.batch is 1.5"),
     ("train: {ema: []}", "train.ema"),
     ("train: {ema: [0.9, 0.9]}", "stands there twice"),

@@ -64,7 +64,8 @@ def test_labels_by_name_number_or_in_turn(trained):
      ({"sampler": "rk4"}, "sampler rk4 is not known; there are"), ({"count": 0}, "count is 0"),
      ({"size": (30, 32)}, "size 30x32 is no multiple of the patch size 4; 32x32 would do"),
      ({"size": (32,)}, "has 1 axes; the run has 2"), ({"seed": -1}, "seed is -1"),
-     ({"interval": (1.0, 0.0)}, "guidance.interval")],
+     ({"interval": (1.0, 0.0)}, "guidance.interval"),
+     ({"guidance": float("nan")}, "guidance is nan; it must be a finite number")],
 )  # fmt: skip
 def test_a_wrong_request_is_one_sentence(trained, ask, message):
     with pytest.raises(InputError, match=message):
@@ -86,11 +87,19 @@ def test_too_many_pictures_at_once_get_a_batch_that_may_fit(trained, monkeypatch
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(type(trained), "_field", full)
-    with pytest.raises(InputError, match="8 pictures of 32x32 .* try --batch 4"):
+    with pytest.raises(InputError, match="8 of 32x32 pixels .* try --batch 4"):
         trained.sample(8, steps=1)
+    with pytest.raises(InputError, match="1 of 32x32 pixels .* smaller --size"):
+        trained.sample(1, steps=1)
 
 
 def test_watch_sees_the_estimate_behind_every_step(trained):
     seen = []
     trained.sample(2, steps=3, watch=lambda i, t, x, pair: seen.append((i, t, pair.x.shape)))
     assert seen == [(i, pytest.approx(i / 3), (2, 3, 32, 32)) for i in range(3)]
+
+
+def test_a_run_that_never_dropped_a_label_is_not_guided():
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2", "task.label_drop=0")
+    with pytest.raises(InputError, match="never learnt an unlabelled answer"):
+        untrained(run, run.data.promise()).sample(1, guidance=2.0, steps=1)

@@ -41,19 +41,28 @@ def main(source: Path) -> None:
         for i, picture in enumerate(pictures[first : first + ACROSS * ACROSS]):
             sheet.paste(picture, (i % ACROSS * EDGE, i // ACROSS * EDGE))
         sheet.save(OUT / f"emoji_{number}.webp", lossless=True, quality=100, method=6)
-    # People of two tones have codepoints of their own ("people holding hands" is three emoji); the
-    # caption before the colon is shared by all tones of one emoji, whatever its codepoints.
     untoned = {row["caption"]: base(row["codepoints"]) for row in rows if not tone(row)}
     lines = []
     for row in rows:
-        name = row["caption"].split(":")[0] if tone(row) else row["caption"]
+        own = base(row["codepoints"])
+        if tone(row) and own not in untoned.values():
+            # Two people of two tones have other codepoints than the emoji they are variants of.
+            # ("kiss: person, person, ..." is plainly "kiss" without its tones.)
+            name = without_tones(row["caption"])
+            own = untoned.get(name) or untoned[name.split(":")[0]]
         kept = {"caption": row["caption"], "category": row["category"],
-                "codepoints": row["codepoints"],
-                "base": untoned.get(name, base(row["codepoints"]))}  # fmt: skip
+                "codepoints": row["codepoints"], "base": own}  # fmt: skip
         lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
     with (OUT / "emoji.jsonl.gz").open("wb") as file:
         with gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
             packed.write("".join(lines).encode())
+
+
+def without_tones(caption: str) -> str:
+    """The caption of the untoned emoji: "man: dark skin tone, beard" becomes "man: beard"."""
+    name, _, details = caption.partition(": ")
+    kept = [one for one in details.split(", ") if one and not one.endswith("skin tone")]
+    return f"{name}: {', '.join(kept)}" if kept else name
 
 
 def tone(row: dict) -> bool:

@@ -51,11 +51,11 @@ def train(
 ) -> None:
     """Train a preset or a configuration file into a run folder."""
     from pointillist.console import Watch
-    from pointillist.run import Run
+    from pointillist.run import Run, run_folder
     from pointillist.train import train as train_run
 
     run = Run.load(source, *(overrides or []), *_device(device))
-    folder = out or (Path(source) if Path(source).is_dir() else Path("runs") / Path(source).stem)
+    folder = out or run_folder(source) or Path("runs") / Path(source).stem
     with Watch(run.train.images) as watch:
         train_run(run, folder, resume, watch)
 
@@ -85,6 +85,8 @@ def sample(
     """Draw pictures from a run folder, or from a preset's random weights."""
     import time
 
+    from pointillist.console import Drawing
+    from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
     from pointillist.run import Run
@@ -92,6 +94,10 @@ def sample(
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype}; it is one of {', '.join(DTYPES)}")
+    if out.suffix not in ("", ".png"):
+        raise InputError(f"--out is {out}; name a .png for one sheet, or a folder for single files")
+    if random_init and ema is not None:
+        raise InputError(f"--ema is {ema:g}, but random weights have no averages; leave it out")
     if random_init:
         wanted = Run.load(run, *(overrides or []), *_device(device))
         trained = untrained(wanted, wanted.data.promise())
@@ -100,6 +106,7 @@ def sample(
             raise InputError(f"{overrides[0]}: a run folder describes itself; key=value goes with "
                              f"--random-init")  # fmt: skip
         trained = load(run, ema, device)
+    check_writable(out if out.suffix else out / "000000.png")
     labels: Any = label
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))
@@ -108,10 +115,8 @@ def sample(
         guidance=guidance, interval=_interval(interval), seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     begun = time.perf_counter()
-    show = sys.stderr.isatty()
-    found = trained.answer(
-        ask, progress=lambda done: print(f"{done}/{count}", file=sys.stderr) if show else None
-    )
+    with Drawing(count) as drawing:
+        found = trained.answer(ask, progress=drawing)
     seconds = time.perf_counter() - begun
     pictures = flat(found.x)
     if out.suffix == ".png":
@@ -141,10 +146,13 @@ def show(
     import yaml
 
     from pointillist.describe import describe
-    from pointillist.run import Run, to_dict
+    from pointillist.run import Run, run_folder, to_dict
+    from pointillist.runfolder import read_spec
 
     run = Run.load(source, *(overrides or []), *_device(device))
-    facts = describe(run, run.data.promise())
+    # A run folder knows its data; they need not be at hand.
+    folder = None if any(key.startswith("data") for key in overrides or []) else run_folder(source)
+    facts = describe(run, run.data.promise() if folder is None else read_spec(folder))
     if as_json:
         print(json.dumps({**facts, "run": to_dict(run)}))
         return
@@ -201,6 +209,8 @@ def data_check(
         run = Run.load(source, *extra)
     report = check(run.data)
     print(json.dumps(facts(report)) if as_json else "\n".join(lines(report)))
+    if not report.used["train"]:
+        raise InputError(f"{source}: not one of {report.found} files can be trained on")
 
 
 @app.command()
@@ -220,7 +230,7 @@ def _size(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--size is {text}; it is HxW, as 64x48")
     size = tuple(int(part) for part in parts)
     return size * 2 if len(size) == 1 else size
@@ -248,6 +258,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.TyperException as error:
+        if not error.format_message():  # a bare `pointillist` has printed its help
+            sys.exit(2)
         _end(f"{error.format_message()}{_given(error)}; `pointillist --help` tells more", 2)
     except InputError as error:
         _end(str(error), 2)

@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from pointillist.console import Watch
 from pointillist.data.loader import to_batch
-from pointillist.draws import Draw
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.log import read
-from pointillist.evaluate import NOISE_SEED, held_out, velocity_loss
+from pointillist.engine.session import locked
+from pointillist.evaluate import TIMES, held_out, validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.pictures import contact_sheet, png
 from pointillist.run import Run
@@ -25,8 +26,8 @@ from pointillist.sample import Ask, Trained
 from pointillist.train import train
 
 PRESET = "emoji-demo"
+MARK = ".tour"
 JUDGED = 256  # held-out pictures behind each figure
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> bool:
@@ -34,7 +35,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> bool:
     begun = time.perf_counter()
     run = Run.load(PRESET, *overrides)
     folder = out / "run"
-    _clear(folder)
+    begin_anew(folder)
     print(
         f"training on {run.train.images} embedded emoji of {run.data.size} pixels, seed {run.seed}"
     )
@@ -78,8 +79,8 @@ def judge(run: Run, trained: Trained) -> list[dict[str, float]]:
         pictures = torch.cat((pictures, pictures.flip(-1)))
     linear = LinearDenoisers(pictures)
     x, label = held_out(run.data.open("test"), JUDGED)
-    eps = run.objective.noise(Draw(NOISE_SEED, torch.arange(x.shape[0])), tuple(x.shape[1:]))
-    network = velocity_loss(trained.network, run.objective, x, label, TIMES)
+    eps = validation_noise(run.objective, torch.arange(x.shape[0]), tuple(x.shape[1:]))
+    network = velocity_loss(trained.network, run.objective, x, label)
     noise = run.objective.noise_strength(tuple(x.shape[2:]))
     return [
         {
@@ -92,12 +93,17 @@ def judge(run: Run, trained: Trained) -> list[dict[str, float]]:
     ]
 
 
-def _clear(folder: Path) -> None:
-    """A demo starts anew: its own earlier run, and nothing else, is removed."""
-    import shutil
-
-    if (folder / "run.yaml").is_file():
-        shutil.rmtree(folder)
+def begin_anew(folder: Path) -> None:
+    """Remove an earlier tour's run, known by its mark; another's is left for `train` to refuse."""
+    mark = folder / MARK
+    with locked(folder):
+        if mark.exists():
+            for name in ("run.yaml", "spec.json", "log.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "samples"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        if not (folder / "run.yaml").exists():
+            mark.touch()
 
 
 def _image(image: Image.Image, text: str) -> str:
@@ -164,7 +170,9 @@ def _larger(image: Image.Image, scale: int = 2) -> Image.Image:
 def loss_curve(events: list[dict[str, Any]], width: int = 720, height: int = 280) -> str:
     """Training loss over images, and validation at t = 0.5, on a logarithmic axis, as SVG."""
     lines = {
-        "training loss": [(e["images"], e["loss"]) for e in events if e["event"] == "step"],
+        "training loss": [
+            (e["images"], e["loss"]) for e in events if e["event"] == "step" and "loss" in e
+        ],
         "validation, t = 0.5": [
             (e["images"], e["velocity@0.5"]) for e in events if e["event"] == "validation"
         ],

@@ -34,7 +34,7 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = held[0] // (2 if run.train.precision == "bfloat16" else 1)
-    micro = run.train.micro_batch or run.train.batch
+    micro = run.train.at_once
     # Weights and gradients, two moments, and every EMA: float32 each.
     states = 4 * (parameters * (1 + len(run.train.ema)) + 3 * trainable)
     return {
@@ -71,7 +71,7 @@ def refuse_too_large(run: Run, facts: dict[str, Any], free: int, device: str) ->
     """InputError with a batch that fits, where training cannot fit into `free` bytes."""
     if facts["training_bytes"] <= free:
         return
-    micro = run.train.micro_batch or run.train.batch
+    micro = run.train.at_once
     states = facts["training_bytes"] - micro * facts["activation_bytes"]
     fits = int((free - states) * 0.8) // facts["activation_bytes"]
     what = (

@@ -4,9 +4,9 @@ The function is Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy 
 SC 2011).
 A 64-bit mixer such as SplitMix64 would be about twice as fast here, but it has one input: four
 coordinates would first have to be folded into it by a home-made hash that nobody has tested.
-Philox takes them as they are, seed in the key and sample, purpose and position in the 128-bit
-counter, so two different draws can never share their bits; it passes BigCrush and has published
-test vectors, which the tests check. The cost is under 2 % of a training step (`bench/overhead.py`).
+Philox takes them as they are: seed in the key; sample, position and the purpose's 32-bit word in
+the 128-bit counter, so different draws never share a counter. It passes BigCrush and has published
+test vectors, which the tests check. What it costs of a training step: `bench/overhead.py`.
 
 Nothing here has a state: a draw is the same for every batch split, thread count and tile.
 """

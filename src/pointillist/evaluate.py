@@ -1,26 +1,42 @@
 """How good a network is, on data it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from pointillist.data.loader import to_batch
+from pointillist.data.report import Refused
 from pointillist.data.source import Source
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import StraightConfig
-from pointillist.types import Given
+from pointillist.types import Given, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-NOISE_SEED = 0  # validation noise belongs to the picture, the same in every run
 
 
-def held_out(source: Source, count: int) -> tuple[Tensor, Tensor | None]:
-    """The first `count` samples in the network's units, and their labels."""
+def held_out(
+    source: Source, count: int, refused: Callable[[Refused], None] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The first `count` samples in the network's units, and their labels.
+
+    `refused` hears of every file that could not be read and gave way to another.
+    """
     rows = source.rows(range(min(count, len(source))))
+    if refused is not None:
+        for file in rows.refused:
+            refused(file)
     batch = to_batch(rows, torch.arange(rows.x.shape[0]), source.spec)
     return batch.x, batch.label
+
+
+def validation_noise(
+    objective: StraightConfig, index: Int[Tensor, " b"], size: tuple[int, ...]
+) -> State:
+    """Noise that belongs to the number of the held-out sample, the same in every run."""
+    return objective.noise(Draw(0, index), size, "validation")
 
 
 @torch.no_grad()
@@ -40,7 +56,7 @@ def velocity_loss(
     for first in range(0, x.shape[0], batch):
         part = x[first : first + batch].to(network.device)
         index = torch.arange(first, first + part.shape[0])
-        eps = objective.noise(Draw(NOISE_SEED, index), tuple(part.shape[1:])).to(part.device)
+        eps = validation_noise(objective, index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)

@@ -1,5 +1,6 @@
 """From a network to a velocity field, and from field to field: guidance is a closure."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,8 @@ class GuidanceConfig:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"guidance is {self.scale}; it must be a finite number")
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise InputError(

@@ -44,7 +44,8 @@ class LogitNormal:
             raise InputError(f"objective.time.std is {self.std}; it must be above 0")
 
     def times(self, draw: Draw) -> Time:
-        return torch.sigmoid(self.mean + self.std * draw.normal("time"))
+        # In float64, rounded once: torch's vectorised float32 exp depends on the place in a batch.
+        return torch.sigmoid(self.mean + self.std * draw.normal("time").double()).float()
 
 
 Times = Annotated[Uniform | LogitNormal, by_kind]
@@ -67,7 +68,8 @@ class StraightConfig:
     `clamp` bounds 1 - t (or t, when noise is predicted) from below where the velocity is computed
     from the answer and, alike, in the target of the loss: JiT's 0.05. `sampling_clamp` is the same
     bound while sampling; 0 lets the last step land on the predicted picture itself, JiT's published
-    sampler has 0.05 and stops a little short of it.
+    sampler has 0.05 and stops a little short of it. Where noise is predicted, `clamp` holds while
+    sampling too: at t = 0 the state is the noise, and an error of the answer would be divided by 0.
     `noise_size`: noise has standard deviation `noise_scale` on a picture of that edge and grows in
     proportion to the edge (JiT: 256); None: the same at every size.
     """
@@ -109,9 +111,9 @@ class StraightConfig:
         """One time a sample, shifted."""
         return shift_times(self.time.times(draw), self.shift)
 
-    def noise(self, draw: Draw, shape: tuple[int, ...]) -> State:
+    def noise(self, draw: Draw, shape: tuple[int, ...], purpose: str = "noise") -> State:
         """Noise of the right strength for `shape` = (c, *space)."""
-        return draw.normal("noise", shape) * self.noise_strength(shape[1:])
+        return draw.normal(purpose, shape) * self.noise_strength(shape[1:])
 
     def noise_strength(self, size: tuple[int, ...]) -> float:
         """Standard deviation of the noise at t = 0 on a grid of `size`."""
@@ -140,7 +142,7 @@ class StraightConfig:
         if self.predict == "x":
             velocity = (answer - xt) / (1 - t).clamp(min=clamp)
             return Estimate(answer, answer - velocity)
-        velocity = (xt - answer) / t.clamp(min=max(clamp, 1e-6))
+        velocity = (xt - answer) / t.clamp(min=max(clamp, self.clamp, 1e-3))
         return Estimate(answer + velocity, answer)
 
     def target(self, x: State, eps: State, xt: State, t: Time) -> Estimate:

@@ -7,6 +7,7 @@ door, with pydantic; everywhere else a configuration is an ordinary dataclass.
 import dataclasses
 import difflib
 import functools
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -24,11 +25,10 @@ from pointillist.losses import LossConfig
 from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
 from pointillist.samplers import SAMPLERS
+from pointillist.strict_yaml import parse_yaml
 from pointillist.tasks import GenerateConfig, Task
 from pointillist.types import InputError, Spec, config
 from pointillist.version import FORMAT, made_by
-
-LARGEST_FILE = 1 << 20
 
 
 def parse_count(value: Any) -> Any:
@@ -40,7 +40,7 @@ def parse_count(value: Any) -> Any:
                 value = float(match[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[match[2]]
             except ValueError:
                 return value
-    if isinstance(value, float) and value == round(value):
+    if isinstance(value, float) and math.isfinite(value) and value == round(value):
         return round(value)
     return value
 
@@ -104,6 +104,11 @@ class TrainConfig:
             raise InputError(f"train.ema is {self.ema}; give one or more decays in [0, 1)")
         if len(set(self.ema)) < len(self.ema):
             raise InputError(f"train.ema is {self.ema}; a decay stands there twice")
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are in the memory together."""
+        return self.micro_batch or self.batch
 
 
 @config
@@ -186,50 +191,7 @@ def to_dict(run: Run) -> dict[str, Any]:
     return _adapter().dump_python(run, mode="json")
 
 
-# Reading YAML.
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys and aliases, in which 1e-3 is a number."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
-            raise InputError(f"line {event.start_mark.line + 1}: aliases are not read here; "
-                             f"write the value out")  # fmt: skip
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise InputError(
-                    f"line {key.start_mark.line + 1}: key {key.value} stands there twice; keep one"
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """One YAML document; InputError names `name` and the line."""
-    if len(text) > LARGEST_FILE:
-        raise InputError(f"{name} has {len(text)} characters; a configuration has at most 1 MiB")
-    try:
-        return _Loader(text).get_single_data()
-    except InputError as error:
-        raise InputError(f"{name}, {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise InputError(f"{name}{where} is not valid YAML: {problem}") from None
+# Reading.
 
 
 def preset_names() -> list[str]:
@@ -239,6 +201,11 @@ def preset_names() -> list[str]:
 
 def preset_text(name: str) -> str:
     return (resources.files("pointillist") / "presets" / f"{name}.yaml").read_text("utf-8")
+
+
+def run_folder(source: str | Path) -> Path | None:
+    """The folder that `source` names; a preset's name is the preset, whatever lies beside it."""
+    return Path(source) if str(source) not in preset_names() and Path(source).is_dir() else None
 
 
 def read_source(source: str | Path) -> dict[str, Any]:
@@ -315,21 +282,17 @@ def _validate(values: dict[str, Any]) -> Run:
     try:
         run = _adapter().validate_python(values)
     except ValidationError as error:
-        raise InputError(_sentence(error)) from None
+        raise InputError(_sentence(error, values)) from None
     _refuse_yes_for_numbers(values, to_dict(run), "")
     return run
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, values: Any) -> str:
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, InputError):
         return str(inner)
-    # A union puts its member's tag into the path; the reader wrote no such key.
-    path = ".".join(
-        str(p) for i, p in enumerate(first["loc"])
-        if not (i == 1 and first["loc"][0] in _tagged()) and not str(p).startswith("function-")
-    )  # fmt: skip
+    path = _path(first["loc"], values)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(), 1)
         return f"{path} is not a field" + (f"; did you mean {near[0]}?" if near else "")
@@ -355,9 +318,22 @@ def _kinds(error: Any) -> list[str]:
     return []
 
 
-def _tagged() -> set[str]:
-    """Fields of Run that are unions told apart by kind."""
-    return {"data", "model"}
+def _path(loc: tuple[int | str, ...], values: Any) -> str:
+    """Where in `values` an error lies, in the reader's keys alone.
+
+    pydantic's own place also has the tag of every union and the kind of every validator on the way.
+    """
+    path = []
+    for part in loc:
+        tagged = isinstance(values, dict) and part not in values and values.get("kind") == part
+        if tagged or str(part).startswith("function-"):
+            continue
+        path.append(str(part))
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            values = None
+    return ".".join(path)
 
 
 def _field_names() -> list[str]:
@@ -379,5 +355,8 @@ def _refuse_yes_for_numbers(given: Any, read: Any, path: str) -> None:
     if isinstance(given, dict) and isinstance(read, dict):
         for key, value in given.items():
             _refuse_yes_for_numbers(value, read.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(given, list) and isinstance(read, list):
+        for i, (value, found) in enumerate(zip(given, read, strict=False)):
+            _refuse_yes_for_numbers(value, found, f"{path}.{i}")
     elif isinstance(given, bool) and not isinstance(read, bool):
         raise InputError(f"{path} is {str(given).lower()}; it takes a {type(read).__name__}")

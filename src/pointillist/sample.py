@@ -12,7 +12,8 @@ from pointillist.engine import checkpoint
 from pointillist.engine.device import autocast, is_out_of_memory, pick_device
 from pointillist.guidance import Count, GuidanceConfig, classifier_free, network_field
 from pointillist.models import Network
-from pointillist.run import Run, check_sampler, parse_yaml
+from pointillist.run import Run, check_sampler
+from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
 from pointillist.types import Given, InputError, Spec, config
 
@@ -92,24 +93,31 @@ class Trained:
             raise InputError(
                 f"guidance is {guidance.scale:g}, but this model has no labels; leave it at 1"
             )
+        if guidance.scale != 1 and not self.run.task.label_drop:
+            raise InputError(
+                f"guidance is {guidance.scale:g}, but the run had task.label_drop 0 and never "
+                f"learnt an unlabelled answer; leave it at 1"
+            )
         labels = self._labels(ask.label, ask.count)
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
             given = Given(label=None if labels is None else labels[index].to(self.device))
-            noise = self.run.objective.noise(Draw(ask.seed, index), (self.spec.channels, *size))
             count = Count()
             try:
+                draw, shape = Draw(ask.seed, index), (self.spec.channels, *size)
+                noise = self.run.objective.noise(draw, shape, "sample")
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count)
                     x = SAMPLERS[sampler](field, noise.to(self.device), times, watch=watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                fits = max(1, index.shape[0] // 2)
+                fits = index.shape[0] // 2
+                remedy = f"try --batch {fits}" if fits else "ask for a smaller --size"
                 raise InputError(
-                    f"{index.shape[0]} pictures of {'x'.join(map(str, size))} at once do not fit "
-                    f"into the memory of {self.device}; try --batch {fits}"
+                    f"{index.shape[0]} of {'x'.join(map(str, size))} pixels at once do not fit "
+                    f"into the memory of {self.device}; {remedy}"
                 ) from None
             parts.append(x.float().cpu())
             nfe = count.nfe
@@ -157,21 +165,6 @@ def label_number(label: int | str, classes: tuple[str, ...]) -> int:
     return number
 
 
-def read_spec(folder: Path) -> Spec:
-    """What the data promised, as the run kept it."""
-    from pydantic import TypeAdapter, ValidationError
-
-    path = folder / "spec.json"
-    if not path.is_file():
-        raise InputError(f"{path} is missing; {folder} is not a whole run folder")
-    try:
-        return TypeAdapter(Spec).validate_python(
-            parse_yaml(path.read_text(encoding="utf-8"), str(path))
-        )
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-
-
 def load(
     source: str | Path, ema: float | None = None, device: str | None = None, at: int | None = None
 ) -> Trained:
@@ -195,24 +188,13 @@ def load(
     if chosen and chosen not in run.train.ema:
         kept = ", ".join(f"{width:g}" for width in run.train.ema)
         raise InputError(f"ema is {chosen:g}; this run kept {kept} (0: the raw weights)")
-    weights = checkpoint.load(found[-1], f"ema-{chosen:g}" if chosen else "model")
+    weights = checkpoint.load(found[-1], f"ema-{chosen}" if chosen else "model")
     with torch.device("meta"):
         model = run.model.build(spec)
-    _fill(model, weights, found[-1])
-    return Trained(run, spec, model, pick_device(device or run.device))
-
-
-def _fill(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
-    """Put weights into a model made on the meta device; both must name the same tensors."""
-    ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    theirs = {name: tuple(w.shape) for name, w in weights.items()}
-    for name in ours.keys() | theirs.keys():
-        if ours.get(name) != theirs.get(name):
-            raise InputError(
-                f"{where}: weight {name} has shape {theirs.get(name)}, the configuration asks for "
-                f"{ours.get(name)}; run.yaml and checkpoint do not belong together"
-            )
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_shapes(weights, shapes, found[-1])
     model.load_state_dict(weights, assign=True)
+    return Trained(run, spec, model, pick_device(device or run.device))
 
 
 def untrained(run: Run, spec: Spec, device: str | None = None) -> Trained:

@@ -1,6 +1,5 @@
 """Training: one loop that can be read from top to bottom."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pointillist.data.loader import batches
@@ -16,24 +14,26 @@ from pointillist.data.report import Refused
 from pointillist.data.source import Source
 from pointillist.describe import describe, refuse_too_large
 from pointillist.draws import Draw, purpose_word
-from pointillist.engine import checkpoint
 from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import adamw, learning_rate, load_optimizer_state, optimizer_state
+from pointillist.engine.optim import adamw, learning_rate
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.losses import criterion
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
-from pointillist.run import Run, to_dict
-from pointillist.sample import Ask, Trained, read_spec
+from pointillist.run import Run
+from pointillist.runfolder import (
+    State,
+    begin,
+    check_same,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from pointillist.sample import Ask, Trained
 from pointillist.types import Batch, InputError, Spec
-
-# What may differ when a run goes on: it changes where and how it computes, not what.
-FREE_ON_RESUME = {
-    "device", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
-}  # fmt: skip
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -44,6 +44,7 @@ def train(run: Run, out: str | Path, resume: bool = False, report: Report | None
     `report` sees every event that goes into the log. Raises InputError before anything is computed
     where run and data contradict each other, Interrupted after SIGINT or SIGTERM.
     """
+    pick_device(run.device)  # a slip here leaves no folder behind
     with locked(Path(out)), StopRequest() as stop:
         return _train(run, Path(out), resume, report or (lambda event: None), stop)
 
@@ -65,17 +66,24 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
     # Load.
     if resume:
         check_same(run, source.spec, out)
+        run.save(out / "run.yaml")  # what may differ, differs from here on
         load_checkpoint(out, state, model, optimizer, ema)
         log.rewind(state.images)
     else:
         begin(run, source.spec, out)
-        for file in source.refused:
+        for file in (*source.refused, *test.refused):
             emit(refusal(file, 0), log, report)
     report(
         {"event": "begin", "images": state.images, "device": str(device), "out": str(out), **facts}
     )
     grid = Grid(run, source.spec, out, device)
-    validation = Validation(run, test)
+    # A resumed run's log already names what was refused.
+    validation = Validation(
+        run, test, None if resume else lambda file: emit(refusal(file, 0), log, report)
+    )
+
+    if state.images and not grid.path(state.images).exists():
+        grid(model, ema, state.images)  # the kill came between the checkpoint and its pictures
 
     # Loop.
     model.train()
@@ -87,12 +95,9 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
         size = batch.x.shape[0]
         for group in optimizer.param_groups:
             group["lr"] = scheduled_rate(run, state.images + size)
-        try:
-            terms = backward(run, network, batch, device)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(advice(run, network, batch, device)) from None
+        terms = attempt(run, network, batch, device)
+        if terms is None:
+            raise InputError(advice(run, network, optimizer, batch, device))
         norm = nn.utils.clip_grad_norm_(parameters, run.optim.clip or torch.inf)
         # The one wait for the device in a step: whether it may be taken, and its figures.
         names = [*terms, "grad_norm"]
@@ -111,10 +116,11 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
             if state.in_a_row >= run.train.patience:
                 raise InputError(
                     f"loss or gradient was not finite in {state.in_a_row} steps in a row at "
-                    f"{state.images} images; lower optim.lr ({run.optim.lr:g}) or resume from an "
-                    f"earlier checkpoint"
+                    f"{state.images} images; begin again in another --out with a lower optim.lr "
+                    f"(it is {run.optim.lr:g}) or optim.clip ({run.optim.clip:g})"
                 )
-        last = state.images >= run.train.images or stop.asked
+        stopping = stop.asked and state.images < run.train.images  # asked once: it may change
+        last = stopping or state.images >= run.train.images
         if passed(before, state.images, run.train.log_every) or last:
             event = {"event": "step", "images": state.images, **state.means()}
             event["lr"] = optimizer.param_groups[0]["lr"]
@@ -123,13 +129,16 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
             emit(event, log, report)
         if passed(before, state.images, run.train.save_every) or last:
             pause = time.perf_counter()
-            losses = validation(model, network, ema)
+            # Who asks to stop may not wait long: only what would be lost is done.
+            losses = {} if stopping else validation(model, network, ema)
             if losses:
                 emit({"event": "validation", "images": state.images, **losses}, log, report)
+            log.sync()
             save_checkpoint(out, run, state, model, optimizer, ema)
-            grid(model, ema, state.images)
+            if not stopping:
+                grid(model, ema, state.images)
             begun += time.perf_counter() - pause  # speed is that of training alone
-        if stop.asked and state.images < run.train.images:
+        if stopping:
             raise Interrupted(f"stopped at {state.images} images; saved, --resume continues")
 
     load_weights(model, ema.state(run.train.ema[0]))
@@ -151,9 +160,12 @@ def backward(
     """Gradients of the mean loss over the batch; returns the loss and its terms, on the device."""
     size = batch.x.shape[0]
     totals: dict[str, Tensor] = {}
+    # Draws are made where the network is; MPS lacks the float64 that they need.
+    home = torch.device("cpu") if device.type == "mps" else device
     # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
     torch.manual_seed((run.seed ^ purpose_word("dropout")) + int(batch.index[0]))
     for part in micro_batches(batch, micro_batch or run.train.micro_batch or size):
+        part = part.to(home)
         draw = Draw(run.seed, part.index)
         part, given = run.task(run.augment(part, draw), draw)
         t = run.objective.times(draw).to(device)
@@ -178,23 +190,44 @@ def scheduled_rate(run: Run, images: int) -> float:
     return learning_rate(images, o.lr, o.warmup, o.schedule, run.train.images, o.final)
 
 
-def advice(run: Run, network: Network, batch: Batch, device: torch.device) -> str:
+def attempt(
+    run: Run, network: Network, batch: Batch, device: torch.device, micro_batch: int = 0
+) -> dict[str, Tensor] | None:
+    """`backward`, or None where the memory does not suffice; what the failure held is let go."""
+    try:
+        return backward(run, network, batch, device, micro_batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def advice(run: Run, network: Network, optimizer: Any, batch: Batch, device: torch.device) -> str:
     """What to do about too little memory: the largest half, quarter, ... that was seen to work."""
     size = run.train.micro_batch or batch.x.shape[0]
     fits = size // 2
     while fits:
         network.model.zero_grad(set_to_none=True)
-        try:
-            backward(run, network, batch.part(slice(fits)), device, fits)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            fits //= 2
+        if attempt(run, network, batch.part(slice(fits)), device, fits) is not None:
+            if room_for_moments(network.model, optimizer):
+                break
+        fits //= 2
     what = f"{size} samples at once do not fit into the memory of {device}"
     if not fits:
         return f"{what}, nor does one; choose a smaller model or data.size"
     return f"{what}; train.micro_batch={fits} does, with the same result"
+
+
+def room_for_moments(model: nn.Module, optimizer: Any) -> bool:
+    """Whether the optimizer's two moments, which the first step makes, still find a place."""
+    try:
+        parameters = [p for p in model.parameters() if p.requires_grad and not optimizer.state]
+        _ = [torch.empty_like(p) for p in parameters * 2]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def passed(before: int, now: int, every: int) -> bool:
@@ -209,104 +242,6 @@ def refusal(file: Refused, images: int) -> dict[str, Any]:
 def emit(event: dict[str, Any], log: Log, report: Report) -> None:
     log.write(event)
     report(event)
-
-
-class State:
-    """The counters of a run, and the sums behind the next line of the log."""
-
-    def __init__(self) -> None:
-        self.images = self.skipped = self.in_a_row = self.counted = 0
-        self.sums: dict[str, float] = {}
-
-    def count(self, figures: dict[str, float], size: int, finite: bool) -> None:
-        self.in_a_row = 0 if finite else self.in_a_row + 1
-        self.skipped += not finite
-        if finite:
-            for name, value in figures.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value * size
-            self.counted += size
-
-    def means(self) -> dict[str, Any]:
-        """Means since the last call."""
-        found = {name: total / self.counted for name, total in self.sums.items()}
-        self.sums, self.counted = {}, 0
-        return {**found, "skipped": self.skipped}
-
-
-# Run folder and checkpoints.
-
-
-def begin(run: Run, spec: Spec, out: Path) -> None:
-    if (out / "run.yaml").exists():
-        raise InputError(f"{out} already holds a run; --resume continues it, or choose another "
-                         f"--out")  # fmt: skip
-    run.save(out / "run.yaml")
-    text = json.dumps(TypeAdapter(Spec).dump_python(spec, mode="json"), indent=1)
-    checkpoint.write_text(out / "spec.json", text)
-    checkpoint.write_text(out / "log.jsonl", "")
-
-
-def check_same(run: Run, spec: Spec, out: Path) -> None:
-    """A resumed run is the same run: InputError names the first field that differs."""
-    if not (out / "run.yaml").is_file():
-        raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
-    before, now = _leaves(to_dict(Run.load(out))), _leaves(to_dict(run))
-    free = FREE_ON_RESUME | ({"train.images"} if run.optim.schedule == "constant" else set())
-    for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field) and field not in free:
-            raise InputError(
-                f"{field} is {now.get(field)}, but the run in {out} has {before.get(field)}; "
-                f"resume with the same value or choose another --out"
-            )
-    if read_spec(out).fingerprint != spec.fingerprint:
-        raise InputError(
-            f"data.path holds other data than the run in {out} was begun with; bring them back or "
-            f"choose another --out"
-        )
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _leaves(branch, f"{path}.{name}" if path else name).items()
-    }
-
-
-def save_checkpoint(
-    out: Path, run: Run, state: State, model: nn.Module, optimizer: Any, ema: EMA
-) -> None:
-    groups: checkpoint.Groups = {
-        "model": dict(model.named_parameters()),
-        "optimizer": optimizer_state(model, optimizer),
-        **{f"ema-{decay:g}": ema.state(decay) for decay in run.train.ema},
-    }
-    facts = {**vars(state), "ema_updates": ema.updates}
-    checkpoint.save(out / "checkpoints" / f"{state.images:09d}", groups, facts)
-    checkpoint.prune(out / "checkpoints", run.train.keep)
-
-
-def load_checkpoint(out: Path, state: State, model: nn.Module, optimizer: Any, ema: EMA) -> None:
-    """The newest complete checkpoint; a run killed before its first one begins again."""
-    found = checkpoint.complete(out / "checkpoints")
-    if not found:
-        return
-    facts = checkpoint.facts_of(found[-1])
-    load_weights(model, checkpoint.load(found[-1], "model"))
-    load_optimizer_state(model, optimizer, checkpoint.load(found[-1], "optimizer"))
-    for decay in ema.averages:
-        ema.load(decay, checkpoint.load(found[-1], f"ema-{decay:g}"))
-    ema.updates = facts["ema_updates"]
-    for name in vars(state):
-        setattr(state, name, facts[name])
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, p in model.named_parameters():
-        p.copy_(weights[name])
 
 
 class Borrowed:
@@ -336,21 +271,28 @@ class Grid:
             return
         with Borrowed(model, ema):
             trained = Trained(self.run, self.spec, model, self.device)
-            found = trained.answer(Ask(count=self.run.train.grid, dtype=self.run.train.precision))
-        save_png(contact_sheet(flat(found.x)), self.out / "samples" / f"{images:09d}.png")
+            wanted = self.run.train
+            ask = Ask(count=wanted.grid, dtype=wanted.precision, batch=min(64, wanted.at_once))
+            found = trained.answer(ask)
+        save_png(contact_sheet(flat(found.x)), self.path(images))
+
+    def path(self, images: int) -> Path:
+        return self.out / "samples" / f"{images:09d}.png"
 
 
 class Validation:
     """Velocity loss of the first EMA on held-out samples at fixed times and noise."""
 
-    def __init__(self, run: Run, test: Source) -> None:
+    def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
         self.run, self.count = run, run.train.validate
         if self.count:
-            self.x, self.label = held_out(test, self.count)
+            self.x, self.label = held_out(test, self.count, refused)
 
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         if not self.count:
             return {}
         with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
-            losses = velocity_loss(network, self.run.objective, self.x, self.label)
+            # In portions that training has shown to fit into the memory.
+            at_once = self.run.train.at_once
+            losses = velocity_loss(network, self.run.objective, self.x, self.label, batch=at_once)
         return {f"velocity@{t:g}": value for t, value in zip(TIMES, losses, strict=True)}

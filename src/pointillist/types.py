@@ -15,6 +15,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
+import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field
 from torch import Tensor
@@ -45,6 +46,11 @@ class Batch(NamedTuple):
         """Some of the samples."""
         parts: Any = (None if value is None else value[which] for value in self)
         return Batch(*parts)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same samples on another device."""
+        moved: Any = (v.to(device) if isinstance(v, Tensor) else v for v in self)
+        return Batch(*moved)
 
 
 class Given(NamedTuple):

@@ -1,6 +1,8 @@
 """One picture file to 8-bit values of a fixed size, whatever it was stored as."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,6 +16,17 @@ SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 )
 LARGEST = 80_000_000  # pixels; a small file can ask for far more memory than the machine has
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of odd metadata and large files; the limit here is ours.
+
+    Python's list of filters belongs to the process, so this goes around all threads, not into one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Decoded(NamedTuple):
@@ -33,10 +46,7 @@ def decode(
     counts. `crop` keeps the largest centred part of the right shape, `pad` the whole on white.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of large files; the limit below is ours.
-            warnings.simplefilter("ignore")
-            return _decode(path, size, channels, fit, enlarge)
+        return _decode(path, size, channels, fit, enlarge)
     except InputError:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
@@ -53,7 +63,9 @@ def _decode(path: Path, size: tuple[int, int], channels: int, fit: str, enlarge:
                 f"unreadable: {file.width}x{file.height} pixels, more than {LARGEST:,} in all"
             )
         notes = []
-        if ";16" in str(file.tile) or file.mode in ("I", "F"):
+        if file.mode == "F":
+            raise InputError("unreadable: floating-point values have no known black and white")
+        if ";16" in str(file.tile) or file.mode == "I":
             notes.append("16-bit")
         if file.getexif().get(0x0112, 1) not in (0, 1):
             notes.append("EXIF-rotated")
@@ -75,10 +87,10 @@ def _decode(path: Path, size: tuple[int, int], channels: int, fit: str, enlarge:
 
 def _eight_bit(image: Image.Image, notes: list[str], channels: int) -> Image.Image:
     """The picture in mode L or RGB; what was done is added to `notes`."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         # Pillow opens some 16-bit greys as 32-bit integers; anything larger has no known white.
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+        if values.min() < 0 or values.max() > 65535:
             raise InputError("unreadable: values outside 0 to 65535 have no known black and white")
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))
     if image.mode in ("P", "PA"):

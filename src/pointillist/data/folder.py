@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,13 +16,14 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from pointillist.data.decode import SUFFIXES, Decoded, decode
+from pointillist.data.decode import SUFFIXES, Decoded, decode, quiet
 from pointillist.data.report import Refused, Report
 from pointillist.data.source import InMemory, Rows, Source
 from pointillist.types import InputError, Spec, config, grid_axes
 
+METADATA = ("metadata.jsonl", "metadata.csv")
 IN_MEMORY = 512 << 20  # bytes of decoded pictures; larger sets are decoded as they are needed
-SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation", "dev")}
 
 
 def parse_size(value: Any) -> Any:
@@ -37,9 +40,9 @@ class FolderConfig:
     """`size` is an edge or HxW; `fit` crops the centre or pads with white; `enlarge` takes files
     that are smaller than that.
 
-    Sub-folders `train` and `test` (or `val`) are the splits where both exist; otherwise a share
-    `test_share` of the files, by a hash of their names, is held out. `classes` is the number of
-    sub-folders expected, 0 takes what is found.
+    Sub-folders `train` and `test` (or `val`, `valid`, `validation`, `dev`) are the splits where
+    both exist; otherwise a share `test_share` of the files, by a hash of their names, is held out.
+    `classes` is the number of sub-folders expected, 0 takes what is found.
     """
 
     kind: Literal["folder"] = "folder"
@@ -60,12 +63,16 @@ class FolderConfig:
             raise InputError(f"data.test_share is {self.test_share}; it lies in (0, 1)")
 
     @property
+    def root(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @property
     def grid(self) -> tuple[int, int]:
         return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
     def promise(self) -> Spec:
         """What the set will be: its classes where it is at hand, else as many as expected."""
-        if Path(self.path).is_dir():
+        if self.root.is_dir():
             listing = scan(self)
             return self._spec(listing.classes, any(item.captions for item in listing.items))
         return self._spec(tuple(str(i) for i in range(self.classes)), False)
@@ -76,8 +83,7 @@ class FolderConfig:
                     captions=captions, offset=offset, scale=offset, **more)  # fmt: skip
 
     def decode(self, item: "Item") -> Decoded:
-        path = Path(self.path) / item.file
-        return decode(path, self.grid, self.channels, self.fit, self.enlarge)
+        return decode(self.root / item.file, self.grid, self.channels, self.fit, self.enlarge)
 
     def open(self, split: Literal["train", "test"]) -> Source:
         """The split: in memory where it fits, else decoded in workers as it is needed."""
@@ -85,18 +91,19 @@ class FolderConfig:
         items = [item for item in listing.items if item.split == split]
         spec = self._spec(listing.classes, any(item.captions for item in listing.items))
         if len(items) * spec.channels * spec.cells > IN_MEMORY:
-            return Lazy(self, items, spec)
+            return Lazy(self, items, spec, listing.refused)
         # A split without one readable picture (of a handful of files) takes the other's too.
-        return _load(self, items, spec) or _load_any(self, listing.items, spec)
+        source = _load(self, items, spec) or _load_any(self, listing.items, spec)
+        source.refused += tuple(listing.refused)
+        return source
 
     def examine(self) -> Report:
         """Decode everything once and count."""
         listing = scan(self)
         captions = any(item.captions for item in listing.items)
         spec = self._spec(listing.classes, captions)
-        report = Report(self.path, spec, len(listing.items) + len(listing.missing), {})
-        report.refused = list(listing.missing)
-        report.used = {"train": 0, "test": 0}
+        report = Report(self.path, spec, len(listing.items), {"train": 0, "test": 0})
+        report.refused, report.ignored = list(listing.refused), listing.ignored
         for item, found in zip(listing.items, decode_all(self, listing.items), strict=True):
             if isinstance(found, InputError):
                 report.refused.append(Refused(item.file, str(found)))
@@ -106,8 +113,14 @@ class FolderConfig:
             report.notes.update(found.notes)
             if item.label >= 0:
                 report.classes[listing.classes[item.label]] += 1
+            elif listing.classes:
+                report.unlabelled.append(item.file)
             if captions and not item.captions:
                 report.uncaptioned.append(item.file)
+        # As `open` does: a split without one usable picture takes the other's.
+        for split, other in (("train", "test"), ("test", "train")):
+            if not report.used[split] and report.used[other]:
+                report.used[split], report.borrowed = report.used[other], split
         return report
 
 
@@ -121,29 +134,41 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
+    """What lies below a folder: pictures to be decoded, and what is refused without looking."""
+
     items: list[Item]
     classes: tuple[str, ...]
-    missing: list[Refused]  # named by the metadata, but not there
+    refused: list[Refused]
+    ignored: Counter[str]  # files with other endings
 
 
 def scan(config: FolderConfig) -> Listing:
     """Every picture below the folder in the order of their names; nothing is decoded."""
-    root = Path(config.path)
+    root = config.root
     if not root.is_dir():
         raise InputError(f"data.path {config.path} is not a folder; put pictures there or set it")
-    files = sorted(_pictures(root))
+    files, refused, ignored = _pictures(root)
     if not files:
         raise InputError(
             f"data.path {config.path} holds no picture; known endings are "
             f"{', '.join(sorted(SUFFIXES))}"
+            + (f" ({refused[0].file}: {refused[0].reason})" if refused else "")
         )
     captions, missing = _metadata(root, set(files))
+    refused += missing
     tops = {file.split("/")[0] for file in files if "/" in file}
     folders = {split: [n for n in names if n in tops] for split, names in SPLITS.items()}
     given = bool(folders["train"]) and bool(folders["test"])
+    if given:
+        inside = tuple(f"{name}/" for names in folders.values() for name in names)
+        outside = [file for file in files if not file.startswith(inside)]
+        refused += [Refused(file, "outside: neither in train nor in test") for file in outside]
+        files = [file for file in files if file.startswith(inside)]
+    # A folder that holds `train` alone is that split; beside others, "train" is a class.
+    strip = 1 if given or tops == {"train"} else 0
     parents = {}
     for file in files:
-        parts = file.split("/")[1 if given and "/" in file else 0 : -1]
+        parts = file.split("/")[strip if "/" in file else 0 : -1]
         parents[file] = parts[0] if parts else None
     classes = tuple(sorted({name for name in parents.values() if name is not None}))
     if config.classes and len(classes) != config.classes:
@@ -161,19 +186,49 @@ def scan(config: FolderConfig) -> Listing:
             split = "test" if file in held else "train"
         parent = parents[file]
         label = -1 if parent is None else number[parent]
-        own = captions.get(file) or _beside(root / file)
+        try:
+            own = captions.get(file) or _beside(root / file)
+        except InputError as error:
+            refused.append(Refused(Path(file).with_suffix(".txt").as_posix(), str(error)))
+            own = ()
         items.append(Item(file, label, own, split))
-    return Listing(items, classes, missing)
+    return Listing(items, classes, refused, ignored)
 
 
-def _pictures(root: Path) -> list[str]:
-    found = []
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
+def _pictures(root: Path) -> tuple[list[str], list[Refused], Counter[str]]:
+    """Picture files in the order of their names; links are followed, each folder once."""
+    found: list[str] = []
+    refused: list[Refused] = []
+    ignored: Counter[str] = Counter()
+    walked: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        name = Path(error.filename).relative_to(root).as_posix()
+        refused.append(Refused(_shown(name), f"unreadable: {error.strerror}"))
+
+    for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = sorted(name for name in below if name[0] != "." and real not in walked)
+        if real in walked:
+            continue
+        walked.add(real)
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return found
+            ending = os.path.splitext(name)[1].lower()
+            file = (Path(folder) / name).relative_to(root).as_posix()
+            if name.startswith(".") or ending == ".txt" or name in METADATA:
+                continue
+            if ending not in SUFFIXES:
+                ignored[ending or "none"] += 1
+            elif _shown(file) != file:
+                refused.append(Refused(_shown(file), "unreadable: its name is not UTF-8"))
+            else:
+                found.append(file)
+    return sorted(found), refused, ignored
+
+
+def _shown(name: str) -> str:
+    """A file name in UTF-8, with what is not written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _held_out(files: list[str], share: float) -> set[str]:
@@ -190,11 +245,13 @@ def _held_out(files: list[str], share: float) -> set[str]:
 def _beside(path: Path) -> tuple[str, ...]:
     """Captions in the .txt of the same name, one a line."""
     try:
-        text = path.with_suffix(".txt").read_text(encoding="utf-8")
+        text = path.with_suffix(".txt").read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.with_suffix('.txt')} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError("unreadable: the caption is not UTF-8") from None
+    except OSError as error:
+        raise InputError(f"unreadable: the caption, {error.strerror}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -202,7 +259,7 @@ def _metadata(root: Path, files: set[str]) -> tuple[dict[str, tuple[str, ...]], 
     """Captions by file from metadata.jsonl or metadata.csv, and named files that are not there."""
     captions: dict[str, tuple[str, ...]] = {}
     missing = []
-    for path in (root / "metadata.jsonl", root / "metadata.csv"):
+    for path in (root / name for name in METADATA):
         if not path.is_file():
             continue
         for number, row in _table(path):
@@ -216,7 +273,7 @@ def _metadata(root: Path, files: set[str]) -> tuple[dict[str, tuple[str, ...]], 
                 raise InputError(f"{path}, line {number}: text is {text!r}; give a string or list")
             captions[file] = tuple(str(one).strip() for one in several if str(one).strip())
             if file not in files:
-                missing.append(Refused(file, f"named by {path.name}, but not there"))
+                missing.append(Refused(file, f"missing: named by {path.name}, but not there"))
     return captions, missing
 
 
@@ -226,9 +283,13 @@ def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".csv":
-        return list(enumerate(csv.DictReader(text.splitlines()), 2))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -241,8 +302,11 @@ def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def decode_all(config: FolderConfig, items: Sequence[Item]) -> list[Decoded | InputError]:
-    """Every picture or the reason against it; threads, as decoders release Python's lock."""
+def decode_all(config: FolderConfig, items: Sequence[Item]) -> Iterator[Decoded | InputError]:
+    """Every picture in turn, or the reason against it; decoders release Python's lock, so threads.
+
+    No more than a few hundred wait to be taken, however large the set is.
+    """
 
     def one(item: Item) -> Decoded | InputError:
         try:
@@ -250,15 +314,16 @@ def decode_all(config: FolderConfig, items: Sequence[Item]) -> list[Decoded | In
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, items))
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, len(items), 256):
+            yield from pool.map(one, items[first : first + 256])
 
 
-def _load_any(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
+def _load_any(config: FolderConfig, items: list[Item], spec: Spec) -> InMemory:
     found = _load(config, items, spec)
     if found is None:
         first = items[0]
-        why = decode_all(config, items[:1])[0]
+        why = next(decode_all(config, items[:1]))
         raise InputError(
             f"none of the {len(items)} pictures in data.path {config.path} can be used; the first "
             f"is {first.file}, {why}"
@@ -266,9 +331,9 @@ def _load_any(config: FolderConfig, items: list[Item], spec: Spec) -> Source:
     return found
 
 
-def _load(config: FolderConfig, items: list[Item], spec: Spec) -> Source | None:
+def _load(config: FolderConfig, items: list[Item], spec: Spec) -> InMemory | None:
     """The readable pictures in memory, None where there is not one."""
-    found = decode_all(config, items)
+    found = list(decode_all(config, items))
     good = [(i, d) for i, d in zip(items, found, strict=True) if isinstance(d, Decoded)]
     refused = tuple(
         Refused(i.file, str(d))
@@ -293,22 +358,35 @@ class Lazy:
     """
 
     in_memory = False
-    refused: tuple[Refused, ...] = ()
 
-    def __init__(self, config: FolderConfig, items: list[Item], spec: Spec) -> None:
-        self.config, self.items = config, items
+    def __init__(
+        self, config: FolderConfig, items: list[Item], spec: Spec, refused: Sequence[Refused] = ()
+    ) -> None:
+        self.config, self.items, lost = config, [], list(refused)
         digest = hashlib.blake2b(digest_size=16)
         for item in items:
-            bytes_ = (Path(config.path) / item.file).stat().st_size
-            digest.update(f"{item.file} {bytes_}\n".encode())
-        self.spec = dataclasses.replace(spec, samples=len(items), fingerprint=digest.hexdigest())
+            try:
+                size = (config.root / item.file).stat().st_size
+            except OSError as error:
+                lost.append(Refused(item.file, f"unreadable: {error.strerror}"))
+                continue
+            self.items.append(item)
+            digest.update(f"{item.file} {size}\n".encode())
+        if not self.items:
+            raise InputError(f"not one of the {len(items)} pictures in data.path {config.path} is "
+                             f"there")  # fmt: skip
+        self.refused = tuple(lost)
+        self.spec = dataclasses.replace(
+            spec, samples=len(self.items), fingerprint=digest.hexdigest()
+        )
 
     def __len__(self) -> int:
         return len(self.items)
 
     def rows(self, rows: Sequence[int]) -> Rows:
         refused: list[Refused] = []
-        found = [self._readable(row, refused) for row in rows]
+        with quiet():
+            found = [self._readable(row, refused) for row in rows]
         x = torch.from_numpy(np.stack([decoded.x for _, decoded in found]))
         label = torch.tensor([item.label for item, _ in found]) if self.spec.classes else None
         caption = tuple(item.captions for item, _ in found) if self.spec.captions else None

@@ -4,6 +4,7 @@ Sample number n is place n mod N of epoch n div N, and every epoch has its own o
 workers decode, or how large the batches are, changes nothing.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from pointillist.data.report import Refused
 from pointillist.data.source import Rows, Source
 from pointillist.draws import permutation
-from pointillist.types import Batch, Spec
+from pointillist.types import Batch, InputError, Spec
 
 
 class Order:
@@ -43,20 +44,23 @@ def to_batch(rows: Rows, numbers: Tensor, spec: Spec) -> Batch:
     return Batch(numbers, (x - offset) / scale, label=rows.label, caption=rows.caption)
 
 
-class _Numbered(Dataset[Rows]):
+class _Numbered(Dataset[Rows | InputError]):
     """Rows by a range of sample numbers; a source in a worker is a copy of this one."""
 
     def __init__(self, source: Source, seed: int) -> None:
         self.source, self.order = source, Order(seed, len(source))
 
-    def __getitem__(self, numbers: range) -> Rows:
-        return self.source.rows(self.order(numbers))
+    def __getitem__(self, numbers: range) -> Rows | InputError:
+        try:
+            return self.source.rows(self.order(numbers))
+        except InputError as error:
+            return error  # raised in a worker, torch would wrap it into a traceback
 
 
 def _ranges(start: int, stop: int, batch: int) -> Iterator[range]:
-    """Consecutive ranges of sample numbers; the last may be short."""
+    """Consecutive ranges of `batch` sample numbers, from `start` until `stop` is reached."""
     for first in range(start, stop, batch):
-        yield range(first, min(first + batch, stop))
+        yield range(first, first + batch)
 
 
 class _Whole:
@@ -64,6 +68,11 @@ class _Whole:
 
     def __call__(self, rows: Any) -> Any:
         return rows
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the workers too; it is the training process that answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Ranges(torch.utils.data.Sampler[Any]):
@@ -83,21 +92,26 @@ def batches(
     workers: int = 0,
     refused: Callable[[Refused, int], None] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of samples start, start + 1, ... stop - 1; sets in memory use no workers.
+    """Whole batches of samples start, start + 1, ... until `stop` is reached or passed.
 
+    Sets in memory use no workers. A run that is made longer is then the same as one that was long
+    from the beginning.
     `refused` hears of every unreadable file, and up to which sample number its batch goes.
     """
     if source.in_memory:
         workers = 0
-    loader: DataLoader[Rows] = DataLoader(
+    loader: DataLoader[Rows | InputError] = DataLoader(
         _Numbered(source, seed),
         sampler=_Ranges(start, stop, batch),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         collate_fn=_Whole(),
+        worker_init_fn=_leave_interrupts,
     )
     for numbers, rows in zip(_ranges(start, stop, batch), loader, strict=True):
+        if isinstance(rows, InputError):
+            raise rows
         if refused is not None:
             for file in rows.refused:
                 refused(file, numbers.stop)

@@ -8,10 +8,15 @@ from pointillist.types import Spec
 
 
 class Refused(NamedTuple):
-    """A file that is not used, relative to the set's folder, and the reason."""
+    """A file that is not used, relative to the set's folder, and the reason, as "kind: detail"."""
 
     file: str
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """unreadable, too small, missing (named by metadata) or outside (of both splits)."""
+        return self.reason.partition(":")[0]
 
 
 @dataclass
@@ -20,11 +25,14 @@ class Report:
 
     name: str
     spec: Spec
-    found: int
+    found: int  # picture files that are there
     used: dict[str, int]  # by split
     refused: list[Refused] = field(default_factory=list)
     classes: Counter[str] = field(default_factory=Counter)  # pictures used, by class
+    borrowed: str = ""  # a split that has no picture of its own and takes the other's
+    unlabelled: list[str] = field(default_factory=list)  # without a class, where there are classes
     uncaptioned: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
     shapes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (h, w) in the files
     notes: Counter[str] = field(default_factory=Counter)  # conversions: grey, CMYK, ...
 
@@ -59,7 +67,11 @@ def facts(report: Report) -> dict[str, Any]:
         "classes": {name: report.classes[name] for name in report.spec.classes},
         "captions": report.spec.captions,
         "refused": [{"file": one.file, "reason": one.reason} for one in report.refused],
+        "refused_by_kind": dict(Counter(one.kind for one in report.refused)),
+        "unlabelled": report.unlabelled,
         "uncaptioned": report.uncaptioned,
+        "ignored": dict(report.ignored),
+        "borrowed": report.borrowed,
         "shapes": {f"{h}x{w}": n for (h, w), n in report.shapes.most_common()},
         "converted": dict(report.notes),
     }
@@ -69,10 +81,18 @@ def lines(report: Report, shown: int = 12) -> list[str]:
     """The report as text; every refused file is named."""
     spec = report.spec
     size = "x".join(map(str, spec.size))
-    text = [f"{report.name}: {report.found} pictures found, {len(report.refused)} refused"]
+    kinds = Counter(one.kind for one in report.refused)
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    text = [f"{report.name}: {report.found} pictures found, {len(report.refused)} refused"
+            + (f" ({counts})" if counts else "")]  # fmt: skip
     text += [f"  refused {one.file}: {one.reason}" for one in report.refused]
     used = ", ".join(f"{count} to {split}" for split, count in report.used.items())
     text.append(f"an epoch uses {report.used['train']} ({used}), {spec.channels} x {size} each")
+    if report.borrowed:
+        text.append(f"{report.borrowed} has no picture of its own and takes the other split's")
+    if report.ignored:
+        endings = ", ".join(f"{n} {ending}" for ending, n in sorted(report.ignored.items()))
+        text.append(f"files that are no pictures: {endings}")
     if len(report.shapes) > 1:
         common = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.shapes.most_common(shown))
         more = ", ..." if len(report.shapes) > shown else ""
@@ -84,6 +104,9 @@ def lines(report: Report, shown: int = 12) -> list[str]:
         text.append(f"{len(spec.classes)} classes of {min(sizes)} to {max(sizes)} pictures: "
                     + ", ".join(f"{name} ({report.classes[name]})" for name in spec.classes[:shown])
                     + (", ..." if len(spec.classes) > shown else ""))  # fmt: skip
+        if report.unlabelled:
+            text.append(f"{len(report.unlabelled)} without a class, as "
+                        f"{report.unlabelled[0]}")  # fmt: skip
     else:
         text.append("no classes: there are no sub-folders")
     if spec.captions:

@@ -5,6 +5,8 @@ leaves the earlier ones untouched. `state.json` lists every file with its size a
 file that no longer agrees is refused by name. Nothing here is, or reads, a pickle.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,10 +27,10 @@ Groups = dict[str, dict[str, Tensor]]
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file or folder beside `path`, sync it, and move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.draft"
-    _remove(draft)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(draft)
         write(draft)
         for part in [*draft.rglob("*"), draft] if draft.is_dir() else [draft]:
             _sync(part)
@@ -37,11 +39,33 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(draft, path)
         _sync(path.parent)
     except OSError as error:
-        _remove(draft)
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        _discard(draft)
+        raise InputError(_unwritable(path, error)) from error
     except BaseException:
-        _remove(draft)
+        _discard(draft)
         raise
+
+
+def _discard(draft: Path) -> None:
+    with contextlib.suppress(OSError):
+        _remove(draft)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, 0)
+    remedy = "free some space and try again" if full else "choose a place that can be written"
+    return f"{path} cannot be written: {error.strerror or error}; {remedy}"
+
+
+def check_writable(path: Path) -> None:
+    """InputError now, rather than after the work, where nothing can be written at `path`."""
+    draft = path.parent / f".{path.name}.draft"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise InputError(_unwritable(path, error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,10 +139,17 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """What `state.json` says."""
     path = folder / "state.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged; delete {folder} to use an earlier "
-                         f"checkpoint") from error  # fmt: skip
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        whole = all(
+            {"group", "bytes", "blake2b"} <= fact.keys() for fact in facts["files"].values()
+        )
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is missing or damaged; delete {folder} to use an earlier checkpoint"
+        )
+    return facts
 
 
 def load(folder: Path, group: str, device: str = "cpu") -> dict[str, Tensor]:
@@ -141,7 +172,8 @@ def complete(folder: Path) -> list[Path]:
     """The complete checkpoints below `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
+    found = (p for p in folder.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
+    return sorted(found, key=lambda p: int(p.name))
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -38,18 +39,26 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on the device (on the CPU: available memory of the machine)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _reclaimable()
+    return min(_machine_memory(), _container_memory())
 
 
-def _reclaimable() -> int:
-    """Linux's own estimate counts page caches that it would give up; elsewhere nothing is added."""
+def _machine_memory() -> int:
+    """Linux's own estimate, which counts caches that it would give up; elsewhere all there is."""
     try:
         with open("/proc/meminfo") as file:
             facts = dict(line.split(":", 1) for line in file)
-        available = int(facts["MemAvailable"].split()[0]) * 1024
-        return max(0, available - int(facts["MemFree"].split()[0]) * 1024)
+        return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return 0
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's limit leaves; a very large number where there is none."""
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return max(0, limit - used)
+    except (OSError, ValueError):  # no such file, or the word "max"
+        return 1 << 62
 
 
 def is_out_of_memory(error: BaseException) -> bool:

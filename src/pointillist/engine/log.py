@@ -1,10 +1,12 @@
 """The log of a run: one JSON object a line, without gap or repeat after a resume."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pointillist.engine.checkpoint import write_text
+from pointillist.types import InputError
 
 
 class Log:
@@ -19,8 +21,18 @@ class Log:
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
 
     def write(self, event: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror or error}; mend that and --resume"
+            ) from error
+
+    def sync(self) -> None:
+        """Have the lines so far on the disk, before a checkpoint claims them."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -30,5 +42,5 @@ def read(path: Path) -> list[dict[str, Any]]:
         try:
             events.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return events

@@ -25,9 +25,13 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 f"{folder} is in use by another run; wait for it or choose another --out"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be locked: {error.strerror}; choose an --out on another disk"
             ) from error
         yield
 

@@ -1,6 +1,7 @@
 """Multi-head self-attention."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ class SelfAttention(nn.Module):
     """Fused q, k, v with bias; optional RMSNorm of each head's q and k before an optional rotation.
 
     The norm comes before the rotation because its per-entry gain does not commute with turning.
+    `dropout` acts on what comes out, not on the attention weights.
     """
 
     def __init__(self, width: int, heads: int, qk_norm: bool = False, dropout: float = 0.0) -> None:
@@ -27,32 +29,30 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
     ) -> Float[Tensor, "b n d"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        qkv = rearrange(self.qkv(x), "b n (three h e) -> three b h n e", three=3, h=self.heads)
+        q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        drop = self.dropout if self.training else 0.0
-        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, drop)
-        out = self.out(mixed.transpose(1, 2).flatten(2))
-        return F.dropout(out, drop) if drop else out
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
+        out = self.out(rearrange(mixed, "b h n e -> b n (h e)"))
+        return F.dropout(out, self.dropout, self.training)
 
 
 def attend(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b h m e"],
     v: Float[Tensor, "b h m e"],
-    dropout: float = 0.0,
 ) -> Float[Tensor, "b h n e"]:
     """softmax(q k^T / sqrt(e)) v.
 
     torch's fused form for bfloat16 on the CPU has a slow backward: up to 256 tokens the three plain
     steps take a quarter to four fifths of its time (`bench/layers.py`).
     """
-    if v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] <= 256 and not dropout:
+    if v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] <= 256:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def check_heads(width: int, heads: int, field: str = "model") -> None:

@@ -1,5 +1,6 @@
 """Embeddings of time, label and place."""
 
+import functools
 import math
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointillist.types import Time
+
+# Tables of places are made on the CPU, in float64, once for each grid and device.
+CPU, TABLES = torch.device("cpu"), 64
 
 
 def sinusoid(t: Time, width: int, max_period: float) -> Float[Tensor, "b d"]:
@@ -58,22 +62,29 @@ def positions(grid: tuple[int, ...], trained: tuple[int, ...]) -> list[Float[Ten
     centres, so that a larger output is the same scene seen finer.
     """
     return [
-        (torch.arange(n, dtype=torch.float64) + 0.5) * (m / n) - 0.5
+        (torch.arange(n, dtype=torch.float64, device=CPU) + 0.5) * (m / n) - 0.5
         for n, m in zip(grid, trained, strict=True)
     ]
 
 
-def sincos(grid: tuple[int, ...], trained: tuple[int, ...], width: int) -> Float[Tensor, "n d"]:
+@functools.lru_cache(TABLES)
+def sincos(
+    grid: tuple[int, ...],
+    trained: tuple[int, ...],
+    width: int,
+    device: torch.device = CPU,
+) -> Float[Tensor, "n d"]:
     """Fixed sine-cosine code of every token's place: an equal share of the width for each axis.
 
     The last axis comes first, as in MAE and DiT; what does not divide by two per axis stays 0.
+    The table is kept and shared: do not write into it.
     """
     axes = len(grid)
     half = width // (2 * axes)
-    frequency = 1e4 ** -(torch.arange(half, dtype=torch.float64) / half)
+    frequency = 1e4 ** -(torch.arange(half, dtype=torch.float64, device=CPU) / half)
     mesh = torch.meshgrid(*positions(grid, trained), indexing="ij")
-    code = torch.zeros(math.prod(grid), width, dtype=torch.float64)
+    code = torch.zeros(math.prod(grid), width, dtype=torch.float64, device=CPU)
     for i, place in enumerate(reversed(mesh)):
         angle = place.flatten()[:, None] * frequency
         code[:, 2 * half * i : 2 * half * (i + 1)] = torch.cat((angle.sin(), angle.cos()), -1)
-    return code.float()
+    return code.float().to(device)

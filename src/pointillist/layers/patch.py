@@ -1,7 +1,6 @@
 """Grids to tokens and back, for one, two or three axes."""
 
-import math
-
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,22 +16,27 @@ def patch_grid(size: tuple[int, ...], p: int) -> tuple[int, ...]:
     return tuple(n // p for n in size)
 
 
+def _words(axes: int) -> tuple[str, str, str]:
+    """For two axes "(h p) (w q)", "h w" and "p q": a grid of patches, its cells, one patch."""
+    cells, within = "fhw"[-axes:], "rpq"[-axes:]
+    grid = " ".join(f"({n} {p})" for n, p in zip(cells, within, strict=True))
+    return grid, " ".join(cells), " ".join(within)
+
+
 def patchify(x: Float[Tensor, "b c *space"], p: int) -> Float[Tensor, "b n d"]:
     """Tokens in row-major order; within a token the channel is slowest: d = (c, p, ..., p)."""
-    grid = patch_grid(tuple(x.shape[2:]), p)
-    s, (b, c) = len(grid), x.shape[:2]
-    x = x.reshape(b, c, *(n for g in grid for n in (g, p)))
-    cells, within = range(2, 2 + 2 * s, 2), range(3, 3 + 2 * s, 2)
-    return x.permute(0, *cells, 1, *within).reshape(b, math.prod(grid), c * p**s)
+    axes = x.dim() - 2
+    patch_grid(tuple(x.shape[2:]), p)
+    grid, cells, within = _words(axes)
+    sizes = dict.fromkeys(within.split(), p)
+    return rearrange(x, f"b c {grid} -> b ({cells}) (c {within})", **sizes)
 
 
 def unpatchify(
     tokens: Float[Tensor, "b n d"], p: int, size: tuple[int, ...]
 ) -> Float[Tensor, "b o *space"]:
     """The grid behind tokens with the channel fastest, d = (p, ..., p, o), as published heads."""
-    grid = patch_grid(size, p)
-    s, b = len(grid), tokens.shape[0]
-    o = tokens.shape[-1] // p**s
-    x = tokens.reshape(b, *grid, *[p] * s, o)
-    order = [axis for i in range(s) for axis in (1 + i, 1 + s + i)]
-    return x.permute(0, 1 + 2 * s, *order).reshape(b, o, *size)
+    grid, cells, within = _words(len(size))
+    sizes = dict(zip(cells.split(), patch_grid(size, p), strict=True))
+    sizes |= dict.fromkeys(within.split(), p)
+    return rearrange(tokens, f"b ({cells}) ({within} o) -> b o {grid}", **sizes)

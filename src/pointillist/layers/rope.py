@@ -1,33 +1,38 @@
 """Rotary position embedding along one, two or three axes (Su et al. 2104.09864)."""
 
+import functools
+
 import torch
 from jaxtyping import Complex64, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pointillist.layers.embed import positions
+from pointillist.layers.embed import CPU, TABLES, positions
 
 Rotation = Complex64[Tensor, "n half"]  # e^(i angle) for every token and pair of a head
 
 
+@functools.lru_cache(TABLES)
 def rope(
     grid: tuple[int, ...],
     trained: tuple[int, ...],
     head_width: int,
     theta: float = 1e4,
     fixed: int = 0,
+    device: torch.device = CPU,
 ) -> Rotation:
     """Tables for a grid of tokens, preceded by `fixed` tokens that are not turned.
 
     Each axis turns its own share of the head in adjacent pairs; frequencies theta^(-2k/share).
+    The table is kept and shared: do not write into it.
     """
     share = head_width // len(grid) // 2 * 2
-    frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64) / share)
+    frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64, device=CPU) / share)
     mesh = torch.meshgrid(*positions(grid, trained), indexing="ij")
     angle = torch.cat([place.flatten()[:, None] * frequency for place in mesh], -1)
     still = head_width // 2 - angle.shape[-1]
     angle = F.pad(angle, (0, still, fixed, 0))
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
 
 
 def rotate(x: Float[Tensor, "b h n e"], rotation: Rotation) -> Float[Tensor, "b h n e"]:

@@ -38,6 +38,9 @@ class DiTConfig:
         for name in ("width", "depth", "heads", "patch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("mlp_ratio", "time_scale", "max_period"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         check_heads(self.width, self.heads)
 
     def build(self, spec: Spec) -> "DiT":
@@ -108,12 +111,13 @@ class DiT(nn.Module):
         )
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
-        place = sincos(patch_grid(size, self.config.patch_size), self.trained, self.config.width)
+        grid, device = patch_grid(size, self.config.patch_size), self.head.weight.device
+        place = sincos(grid, self.trained, self.config.width, device)
         label = None
         if self.label is not None:
             assert given.label is not None
             label = self.label(given.label)
-        return Context(label, place.to(self.head.weight.device))
+        return Context(label, place)
 
     def forward(
         self, xt: State, t: Time, given: Given, context: Context | None = None

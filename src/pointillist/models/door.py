@@ -44,7 +44,7 @@ def _gather_on_grid(given: Given, size: tuple[int, ...]) -> Given:
             raise InputError("scattered and coarse gridded observations cannot share one grid")
         held = given.mask.expand_as(given.seen)
         # A cell's own value wins over points that fell into the cell.
-        seen, mask = held * given.seen + ~held * seen, held | mask
+        seen, mask = torch.where(held, given.seen, seen), held | mask
     return given._replace(seen=seen, mask=mask, at=None, value=None, valid=None)
 
 
@@ -83,7 +83,8 @@ class Network:
 
     def __call__(self, xt: State, t: Time, given: Given, context: Any = None) -> Prediction:
         size = tuple(xt.shape[2:])
-        given = self._admit(given, size, xt.shape[0])
+        if context is None:  # a context already holds what `given` says in the model's own form
+            given = self._admit(given, size, xt.shape[0])
         if not self.takes.sets or xt.dim() == 3:
             return self.model(xt, t, given, context)
         flat = self.model(xt.flatten(2), t, given, context)

@@ -24,7 +24,9 @@ from pointillist.types import Given, InputError, Prediction, Spec, State, Takes,
 
 @config
 class JiTConfig:
-    """`dropout` acts in attention and MLP of the middle half of the blocks (published: H and G)."""
+    """`dropout` acts behind the attention and inside the MLP of the middle half of the blocks
+    (published: 0.2 for H and G).
+    """
 
     kind: Literal["jit"] = "jit"
     width: int = 768
@@ -44,7 +46,12 @@ class JiTConfig:
         for name in ("width", "depth", "heads", "patch_size", "bottleneck"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("mlp_ratio", "time_scale", "max_period", "theta"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         check_heads(self.width, self.heads)
+        if self.context_tokens < 0:
+            raise InputError(f"model.context_tokens is {self.context_tokens}; it must be 0 or more")
         if self.context_tokens and not 0 <= self.context_start < self.depth:
             raise InputError(
                 f"model.context_start is {self.context_start}, but there are {self.depth} blocks; "
@@ -144,8 +151,8 @@ class JiT(nn.Module):
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        place = sincos(grid, self.trained, c.width).to(device)
-        turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens).to(device)
+        place = sincos(grid, self.trained, c.width, device)
+        turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens, device)
         return Context(label, tokens, place, turn[c.context_tokens :], turn)
 
     def forward(

@@ -1,0 +1,152 @@
+"""What a run folder holds, and how a run goes on from it: configuration, spec, log, checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from pointillist.engine import checkpoint
+from pointillist.engine.ema import EMA
+from pointillist.engine.optim import load_optimizer_state, optimizer_state
+from pointillist.run import Run, to_dict
+from pointillist.types import InputError, Spec
+
+# What may differ when a run goes on: it changes where and how it computes, not what.
+FREE_ON_RESUME = {
+    "device", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
+}  # fmt: skip
+
+
+class State:
+    """The counters of a run, and the sums behind the next line of the log."""
+
+    def __init__(self) -> None:
+        self.images = self.skipped = self.in_a_row = self.counted = 0
+        self.sums: dict[str, float] = {}
+
+    def count(self, figures: dict[str, float], size: int, finite: bool) -> None:
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.skipped += not finite
+        if finite:
+            for name, value in figures.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * size
+            self.counted += size
+
+    def means(self) -> dict[str, Any]:
+        """Means since the last call."""
+        found = {name: total / self.counted for name, total in self.sums.items()}
+        self.sums, self.counted = {}, 0
+        return {**found, "skipped": self.skipped}
+
+
+def begin(run: Run, spec: Spec, out: Path) -> None:
+    if (out / "run.yaml").exists():
+        raise InputError(f"{out} already holds a run; --resume continues it, or choose another "
+                         f"--out")  # fmt: skip
+    if checkpoint.complete(out / "checkpoints"):
+        raise InputError(f"{out} holds checkpoints, but its run.yaml is missing; bring it back and "
+                         f"--resume, or choose another --out")  # fmt: skip
+    text = json.dumps(TypeAdapter(Spec).dump_python(spec, mode="json"), indent=1)
+    checkpoint.write_text(out / "spec.json", text)
+    checkpoint.write_text(out / "log.jsonl", "")
+    run.save(out / "run.yaml")  # last: a folder with a run.yaml can be resumed
+
+
+def check_same(run: Run, spec: Spec, out: Path) -> None:
+    """A resumed run is the same run: InputError names the first field that differs."""
+    if not (out / "run.yaml").is_file():
+        raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
+    before, now = _leaves(to_dict(Run.load(out))), _leaves(to_dict(run))
+    free = FREE_ON_RESUME | ({"train.images"} if run.optim.schedule == "constant" else set())
+    # A kind comes first: the fields below it differ because it does.
+    fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))
+    for field in fields:
+        if before.get(field) != now.get(field) and field not in free:
+            raise InputError(
+                f"{field} is {now.get(field)}, but the run in {out} has {before.get(field)}; "
+                f"resume with the same value or choose another --out"
+            )
+    if read_spec(out).fingerprint != spec.fingerprint:
+        raise InputError(
+            f"data.path holds other data than the run in {out} was begun with; bring them back or "
+            f"choose another --out"
+        )
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in _leaves(branch, f"{path}.{name}" if path else name).items()
+    }
+
+
+def save_checkpoint(
+    out: Path, run: Run, state: State, model: nn.Module, optimizer: Any, ema: EMA
+) -> None:
+    groups: checkpoint.Groups = {
+        "model": dict(model.named_parameters()),
+        "optimizer": optimizer_state(model, optimizer),
+        **{f"ema-{decay}": ema.state(decay) for decay in run.train.ema},
+    }
+    facts = {**vars(state), "ema_updates": ema.updates}
+    checkpoint.save(out / "checkpoints" / f"{state.images:09d}", groups, facts)
+    checkpoint.prune(out / "checkpoints", run.train.keep)
+
+
+def load_checkpoint(out: Path, state: State, model: nn.Module, optimizer: Any, ema: EMA) -> None:
+    """The newest complete checkpoint; a run killed before its first one begins again."""
+    found = checkpoint.complete(out / "checkpoints")
+    if not found:
+        return
+    last = found[-1]
+    facts = checkpoint.facts_of(last)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    weights = {name: checkpoint.load(last, name)
+               for name in ("model", *(f"ema-{decay}" for decay in ema.averages))}  # fmt: skip
+    for group in weights.values():
+        check_shapes(group, shapes, last)
+    load_weights(model, weights["model"])
+    load_optimizer_state(model, optimizer, checkpoint.load(last, "optimizer"))
+    for decay in ema.averages:
+        ema.load(decay, weights[f"ema-{decay}"])
+    try:
+        ema.updates = facts["ema_updates"]
+        for name in vars(state):
+            setattr(state, name, facts[name])
+    except KeyError as error:
+        raise InputError(f"{last / 'state.json'} lacks {error}; delete {last} to use an earlier "
+                         f"checkpoint") from None  # fmt: skip
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, p in model.named_parameters():
+        p.copy_(weights[name])
+
+
+def read_spec(folder: Path) -> Spec:
+    """What the data promised, as the run kept it."""
+    path = folder / "spec.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {folder} is not a whole run folder")
+    try:
+        return TypeAdapter(Spec).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged: {error.errors()[0]['msg']}; bring it back") from None
+
+
+def check_shapes(weights: dict[str, Tensor], ours: dict[str, tuple[int, ...]], where: Path) -> None:
+    """InputError unless the weights are those, by name and shape, that the model has."""
+    theirs = {name: tuple(w.shape) for name, w in weights.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"{where}: weight {name} has shape {theirs.get(name)}, the configuration asks for "
+                f"{ours.get(name)}; run.yaml and checkpoint do not belong together"
+            )
