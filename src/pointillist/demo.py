@@ -183,18 +183,18 @@ def loss_curve(events: list[dict[str, Any]], width: int = 720, height: int = 280
     right = max(x for x, _ in every)
     low = math.log10(min(y for _, y in every)) - 0.05
     high = math.log10(max(y for _, y in every)) + 0.05
-    left, bottom = 60, height - 40
+    left, bottom, margin = 60, height - 40, 30
 
     def at(x: float, y: float) -> tuple[float, float]:
         up = (math.log10(y) - low) / (high - low)
-        return left + x / right * (width - left - 10), bottom - up * (bottom - 10)
+        return left + x / right * (width - left - margin), bottom - up * (bottom - 10)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss curve" '
              f'font-family="system-ui" font-size="12">']  # fmt: skip
-    for tick in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
+    for tick in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0):
         if low <= math.log10(tick) <= high:
             y = at(0.0, tick)[1]
-            parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" '
+            parts.append(f'<line x1="{left}" x2="{width - margin}" y1="{y:.1f}" y2="{y:.1f}" '
                          f'stroke="#ddd"/><text x="{left - 8}" y="{y + 4:.1f}" '
                          f'text-anchor="end">{tick:g}</text>')  # fmt: skip
     for i in range(5):
