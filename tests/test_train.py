@@ -180,6 +180,11 @@ def test_other_numbers_of_workers_resume_the_same_run(tmp_path, monkeypatch, wor
         pt.train(run, tmp_path / "b", report=lambda e: _raise(e, 96))
     pt.train(run, tmp_path / "b", resume=True)
     assert same(tmp_path / "a", tmp_path / "b") and steps(tmp_path / "a") == steps(tmp_path / "b")
+    (tmp_path / "pics").rename(tmp_path / "moved")  # the same pictures in another place
+    pt.train(toy(*fields, f"data.path={tmp_path / 'moved'}"), tmp_path / "b", resume=True)
+    (tmp_path / "moved" / "a" / "0.png").unlink()
+    with pytest.raises(pt.InputError, match="holds other data than the run"):
+        pt.train(toy(*fields, f"data.path={tmp_path / 'moved'}"), tmp_path / "b", resume=True)
     assert any(
         e["event"] == "refused" and e["file"] == "a/broken.png" for e in steps(tmp_path / "a")
     )

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,12 +10,31 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pointillist.engine.device import memory_in_use
 
 
-def bar(console: Console) -> Progress:
-    """The one form of a progress bar: images, a note, time left."""
-    return Progress(
-        TextColumn("{task.completed:.0f}/{task.total:.0f} images"), BarColumn(),
-        TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console,
-    )  # fmt: skip
+class Bar:
+    """A progress bar over `total` images where the console is a terminal; use it as a context."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self.console, self.bar = console, None
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.completed:.0f}/{task.total:.0f} images"), BarColumn(),
+                TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self.task = self.bar.add_task("", total=total, note="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def move(self, images: int, speed: float, note: str = "") -> None:
+        if self.bar:
+            note += f"{speed:.1f} img/s  {memory_in_use() / 1e9:.1f} GB"
+            self.bar.update(self.task, completed=images, note=note)
 
 
 def line(event: dict[str, Any]) -> str:
@@ -40,58 +59,28 @@ def line(event: dict[str, Any]) -> str:
     return f"{event['images']:>9} images  step skipped: loss or gradient is not finite"
 
 
-class Watch:
-    """Shows the events of a training; use it as a context."""
+class Watch(Bar):
+    """Shows the events of a training: a bar to a person, plain lines to a pipe."""
 
     def __init__(self, total: int) -> None:
-        self.console = Console()
-        self.total, self.bar = total, None
-        if self.console.is_terminal:
-            self.bar = bar(self.console)
-            self.task = self.bar.add_task("train", total=total, note="")
-
-    def __enter__(self) -> "Watch":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        super().__init__(total, Console())
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self.bar is None:
             print(line(event), flush=True)
-            return
-        if event["event"] == "step":
-            loss, speed = event.get("loss", float("nan")), event["images_per_second"]
-            note = f"loss {loss:.4f}  {speed:.1f} img/s  {memory_in_use() / 1e9:.1f} GB"
-            self.bar.update(self.task, completed=event["images"], note=note)
+        elif event["event"] == "step":
+            loss = f"loss {event.get('loss', float('nan')):.4f}  "
+            self.move(event["images"], event["images_per_second"], loss)
         else:
             self.console.print(line(event), markup=False, highlight=False)
 
 
-class Drawing:
-    """Shows how many pictures are drawn, to a person; a pipe gets nothing. Use it as a context."""
+class Drawing(Bar):
+    """Shows how many pictures are drawn, to a person; a pipe gets nothing."""
 
     def __init__(self, total: int) -> None:
-        console = Console(file=sys.stderr)
-        self.bar = bar(console) if console.is_terminal else None
+        super().__init__(total, Console(file=sys.stderr))
         self.begun = time.perf_counter()
-        if self.bar:
-            self.task = self.bar.add_task("draw", total=total, note="")
-
-    def __enter__(self) -> "Drawing":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar:
-            self.bar.stop()
 
     def __call__(self, done: int) -> None:
-        if self.bar:
-            speed = done / (time.perf_counter() - self.begun)
-            note = f"{speed:.1f} img/s  {memory_in_use() / 1e9:.1f} GB"
-            self.bar.update(self.task, completed=done, note=note)
+        self.move(done, done / (time.perf_counter() - self.begun))

@@ -14,9 +14,10 @@ from pointillist.engine.optim import load_optimizer_state, optimizer_state
 from pointillist.run import Run, to_dict
 from pointillist.types import InputError, Spec
 
-# What may differ when a run goes on: it changes where and how it computes, not what.
+# What may differ when a run goes on: it changes where and how it computes, not what. (Data may have
+# moved; that they are the same is told from their fingerprint.)
 FREE_ON_RESUME = {
-    "device", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
+    "device", "data.path", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
 }  # fmt: skip
 
 
