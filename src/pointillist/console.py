@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,7 +22,7 @@ class Bar:
             )  # fmt: skip
             self.task = self.bar.add_task("", total=total, note="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:
         if self.bar:
             self.bar.start()
         return self
