@@ -8,7 +8,13 @@ from torch import nn
 
 from pointillist.engine import checkpoint
 from pointillist.engine.checkpoint import write_atomically, write_text
-from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
+from pointillist.engine.device import (
+    _container_memory,
+    autocast,
+    free_memory,
+    is_out_of_memory,
+    pick_device,
+)
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log, read
 from pointillist.engine.optim import adamw, learning_rate
@@ -141,10 +147,20 @@ def test_running_out_of_memory_is_told_from_other_errors():
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
-    checkpoint.check_writable(tmp_path / "new" / "x.png")
-    assert list((tmp_path / "new").iterdir()) == []
+    checkpoint.check_writable(tmp_path / "new" / "deep" / "x.png")
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/x.png cannot be written"):
         checkpoint.check_writable(tmp_path / "file" / "x.png")
     with pytest.raises(InputError, match="log.jsonl cannot be written"):
         Log(tmp_path / "none" / "log.jsonl").write({"event": "step", "images": 1})
+
+
+def test_a_container_has_what_its_limit_leaves_and_caches_count_as_free(tmp_path):
+    assert _container_memory(tmp_path) > 1 << 60  # no limit known
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nactive_file 200\ninactive_file 400\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _container_memory(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_memory(tmp_path) > 1 << 60

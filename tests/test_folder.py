@@ -304,7 +304,7 @@ def test_a_name_that_is_not_utf8_is_refused_by_name(root):
     os.rename(root / "cat" / "a.png", os.fsencode(root / "cat") + b"/caf\xe9.png")
     report = check(config(root))
     assert [(one.file, one.kind) for one in report.refused] == [("cat/caf\\xe9.png", "unreadable")]
-    assert report.found == 4 and len(config(root).open("train").refused) == 1
+    assert report.found == 5 and len(config(root).open("train").refused) == 1
 
 
 def test_captions_of_several_lines_quotes_and_marks(root):

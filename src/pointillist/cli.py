@@ -86,6 +86,7 @@ def sample(
     import time
 
     from pointillist.console import Drawing
+    from pointillist.data.decode import SUFFIXES
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
@@ -94,7 +95,7 @@ def sample(
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype}; it is one of {', '.join(DTYPES)}")
-    if out.suffix not in ("", ".png"):
+    if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
         raise InputError(f"--out is {out}; name a .png for one sheet, or a folder for single files")
     if random_init and ema is not None:
         raise InputError(f"--ema is {ema:g}, but random weights have no averages; leave it out")
@@ -106,7 +107,7 @@ def sample(
             raise InputError(f"{overrides[0]}: a run folder describes itself; key=value goes with "
                              f"--random-init")  # fmt: skip
         trained = load(run, ema, device)
-    check_writable(out if out.suffix else out / "000000.png")
+    check_writable(out if out.suffix == ".png" else out / "000000.png")
     labels: Any = label
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))

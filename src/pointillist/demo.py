@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pointillist.console import Watch
 from pointillist.data.loader import to_batch
-from pointillist.engine.checkpoint import write_text
+from pointillist.engine.checkpoint import complete, write_text
 from pointillist.engine.log import read
 from pointillist.engine.session import locked
 from pointillist.evaluate import TIMES, held_out, validation_noise, velocity_loss
@@ -102,7 +102,7 @@ def begin_anew(folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "samples"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-        if not (folder / "run.yaml").exists():
+        if not (folder / "run.yaml").exists() and not complete(folder / "checkpoints"):
             mark.touch()
 
 

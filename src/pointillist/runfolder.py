@@ -60,7 +60,7 @@ def check_same(run: Run, spec: Spec, out: Path) -> None:
     """A resumed run is the same run: InputError names the first field that differs."""
     if not (out / "run.yaml").is_file():
         raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
-    before, now = _leaves(to_dict(Run.load(out))), _leaves(to_dict(run))
+    before, now = _leaves(to_dict(Run.load(out / "run.yaml"))), _leaves(to_dict(run))
     free = FREE_ON_RESUME | ({"train.images"} if run.optim.schedule == "constant" else set())
     # A kind comes first: the fields below it differ because it does.
     fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))

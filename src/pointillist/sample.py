@@ -177,7 +177,7 @@ def load(
         raise InputError(f"{source} is not a run folder; `pointillist train` makes one")
     if not (folder / "run.yaml").is_file():
         raise InputError(f"{folder / 'run.yaml'} is missing; {folder} is not a run folder")
-    run, spec = Run.load(folder), read_spec(folder)
+    run, spec = Run.load(folder / "run.yaml"), read_spec(folder)
     found = checkpoint.complete(folder / "checkpoints")
     if at is not None:
         found = [path for path in found if int(path.name) == at]

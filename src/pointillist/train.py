@@ -68,21 +68,22 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
         check_same(run, source.spec, out)
         run.save(out / "run.yaml")  # what may differ, differs from here on
         load_checkpoint(out, state, model, optimizer, ema)
-        log.rewind(state.images)
+        log.rewind(state.images or -1)
     else:
         begin(run, source.spec, out)
-        for file in (*source.refused, *test.refused):
+    if not state.images:
+        for file in dict.fromkeys((*source.refused, *test.refused)):
             emit(refusal(file, 0), log, report)
     report(
         {"event": "begin", "images": state.images, "device": str(device), "out": str(out), **facts}
     )
     grid = Grid(run, source.spec, out, device)
-    # A resumed run's log already names what was refused.
+    # The log of a run that goes on already names what was refused.
     validation = Validation(
-        run, test, None if resume else lambda file: emit(refusal(file, 0), log, report)
+        run, test, None if state.images else lambda file: emit(refusal(file, 0), log, report)
     )
 
-    if state.images and not grid.path(state.images).exists():
+    if state.images and saves_at(run, state.images) and not grid.path(state.images).exists():
         grid(model, ema, state.images)  # the kill came between the checkpoint and its pictures
 
     # Loop.
@@ -117,7 +118,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
                 raise InputError(
                     f"loss or gradient was not finite in {state.in_a_row} steps in a row at "
                     f"{state.images} images; begin again in another --out with a lower optim.lr "
-                    f"(it is {run.optim.lr:g}) or optim.clip ({run.optim.clip:g})"
+                    f"(it is {run.optim.lr:g}) or optim.clip (it is {run.optim.clip:g}; 0 is none)"
                 )
         stopping = stop.asked and state.images < run.train.images  # asked once: it may change
         last = stopping or state.images >= run.train.images
@@ -127,10 +128,11 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
             speed = (state.images - images_at_begin) / (time.perf_counter() - begun)
             event["images_per_second"] = round(speed, 2)
             emit(event, log, report)
-        if passed(before, state.images, run.train.save_every) or last:
+        if saves_at(run, state.images) or last:
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.
-            losses = {} if stopping else validation(model, network, ema)
+            due = saves_at(run, state.images)
+            losses = validation(model, network, ema) if due else {}
             if losses:
                 emit({"event": "validation", "images": state.images, **losses}, log, report)
             log.sync()
@@ -233,6 +235,13 @@ def room_for_moments(model: nn.Module, optimizer: Any) -> bool:
 def passed(before: int, now: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]."""
     return now // every > before // every
+
+
+def saves_at(run: Run, images: int) -> bool:
+    """Whether a run saves, validates and draws at that count, if nobody stops it."""
+    return images >= run.train.images or passed(
+        images - run.train.batch, images, run.train.save_every
+    )
 
 
 def refusal(file: Refused, images: int) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class FolderConfig:
         listing = scan(self)
         captions = any(item.captions for item in listing.items)
         spec = self._spec(listing.classes, captions)
-        report = Report(self.path, spec, len(listing.items), {"train": 0, "test": 0})
+        aside = sum(one.kind in ("outside", "unreadable") for one in listing.refused)
+        report = Report(self.path, spec, len(listing.items) + aside, {"train": 0, "test": 0})
         report.refused, report.ignored = list(listing.refused), listing.ignored
         for item, found in zip(listing.items, decode_all(self, listing.items), strict=True):
             if isinstance(found, InputError):
@@ -204,7 +205,7 @@ def _pictures(root: Path) -> tuple[list[str], list[Refused], Counter[str]]:
 
     def unreadable(error: OSError) -> None:
         name = Path(error.filename).relative_to(root).as_posix()
-        refused.append(Refused(_shown(name), f"unreadable: {error.strerror}"))
+        refused.append(Refused(_shown(name), f"folder: {error.strerror}"))
 
     for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
         real = os.path.realpath(folder)
@@ -249,9 +250,9 @@ def _beside(path: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except UnicodeDecodeError:
-        raise InputError("unreadable: the caption is not UTF-8") from None
+        raise InputError("caption: it is not UTF-8") from None
     except OSError as error:
-        raise InputError(f"unreadable: the caption, {error.strerror}") from None
+        raise InputError(f"caption: {error.strerror}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -343,8 +344,9 @@ def _load(config: FolderConfig, items: list[Item], spec: Spec) -> InMemory | Non
     if not good:
         return None
     x = torch.from_numpy(np.stack([decoded.x for _, decoded in good]))
-    digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
-    spec = dataclasses.replace(spec, samples=len(good), fingerprint=digest)
+    digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16)
+    digest.update(repr([(i.file, i.label, i.captions) for i, _ in good]).encode())
+    spec = dataclasses.replace(spec, samples=len(good), fingerprint=digest.hexdigest())
     label = torch.tensor([item.label for item, _ in good]) if spec.classes else None
     caption = [item.captions for item, _ in good] if spec.captions else None
     return InMemory(x, spec, label, caption, refused)
@@ -371,7 +373,7 @@ class Lazy:
                 lost.append(Refused(item.file, f"unreadable: {error.strerror}"))
                 continue
             self.items.append(item)
-            digest.update(f"{item.file} {size}\n".encode())
+            digest.update(f"{item.file} {size} {item.label} {item.captions!r}\n".encode())
         if not self.items:
             raise InputError(f"not one of the {len(items)} pictures in data.path {config.path} is "
                              f"there")  # fmt: skip

@@ -15,7 +15,9 @@ class Refused(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """unreadable, too small, missing (named by metadata) or outside (of both splits)."""
+        """unreadable, too small or outside (of both splits); missing (from the folder, though the
+        metadata name it), caption or folder, where no picture is refused.
+        """
         return self.reason.partition(":")[0]
 
 

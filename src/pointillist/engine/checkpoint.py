@@ -60,10 +60,13 @@ def _unwritable(path: Path, error: OSError) -> str:
 def check_writable(path: Path) -> None:
     """InputError now, rather than after the work, where nothing can be written at `path`."""
     draft = path.parent / f".{path.name}.draft"
+    made = [folder for folder in draft.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.touch()
         draft.unlink()
+        for folder in made:  # the innermost first; the work may yet be refused
+            folder.rmdir()
     except OSError as error:
         raise InputError(_unwritable(path, error)) from error
 

@@ -56,8 +56,11 @@ def _container_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """What a container's limit leaves; a very large number where there is none."""
     try:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files that are merely cached count as used, but would be given up.
+        used -= int(stat["active_file"]) + int(stat["inactive_file"])
         return max(0, limit - used)
-    except (OSError, ValueError):  # no such file, or the word "max"
+    except (OSError, ValueError, KeyError):  # no such file, or the word "max"
         return 1 << 62
 
 

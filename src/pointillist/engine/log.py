@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pointillist.engine.checkpoint import write_text
 from pointillist.types import InputError
@@ -21,18 +23,23 @@ class Log:
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
 
     def write(self, event: dict[str, Any]) -> None:
+        with self._opened() as file:
+            file.write(json.dumps(event) + "\n")
+
+    def sync(self) -> None:
+        """Have the lines so far on the disk, before a checkpoint claims them."""
+        with self._opened() as file:
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _opened(self) -> Iterator[TextIO]:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
+                yield file
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written: {error.strerror or error}; mend that and --resume"
             ) from error
-
-    def sync(self) -> None:
-        """Have the lines so far on the disk, before a checkpoint claims them."""
-        with self.path.open("a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
