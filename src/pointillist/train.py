@@ -66,8 +66,8 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
     # Load.
     if resume:
         check_same(run, source.spec, out)
-        run.save(out / "run.yaml")  # what may differ, differs from here on
         load_checkpoint(out, state, model, optimizer, ema)
+        run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
     else:
         begin(run, source.spec, out)
@@ -128,10 +128,10 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
             speed = (state.images - images_at_begin) / (time.perf_counter() - begun)
             event["images_per_second"] = round(speed, 2)
             emit(event, log, report)
-        if saves_at(run, state.images) or last:
+        due = saves_at(run, state.images)
+        if due or last:
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.
-            due = saves_at(run, state.images)
             losses = validation(model, network, ema) if due else {}
             if losses:
                 emit({"event": "validation", "images": state.images, **losses}, log, report)
