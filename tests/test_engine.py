@@ -17,7 +17,7 @@ from pointillist.engine.device import (
 )
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log, read
-from pointillist.engine.optim import adamw, learning_rate
+from pointillist.engine.optim import OptimConfig, adamw, learning_rate
 from pointillist.types import InputError
 
 
@@ -49,7 +49,8 @@ def test_warm_up_forgets_the_first_weights_fast():
 
 def test_rates_warm_up_stay_or_fall_as_a_cosine():
     def rate(images: int, schedule: str) -> float:
-        return learning_rate(images, 2.0, 100, schedule, 1100, 0.1)
+        optim = OptimConfig(lr=2.0, warmup=100, schedule=schedule, final=0.1)
+        return learning_rate(optim, images, 1100)
 
     assert rate(50, "constant") == 1.0 and rate(100, "constant") == rate(999, "constant") == 2.0
     assert rate(600, "cosine") == pytest.approx(2.0 * 0.55) and rate(1100, "cosine") == 0.2
@@ -58,7 +59,7 @@ def test_rates_warm_up_stay_or_fall_as_a_cosine():
 
 def test_one_dimensional_weights_do_not_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    groups = adamw(model, 1e-3, (0.9, 0.99), 0.1).param_groups
+    groups = adamw(model, OptimConfig(weight_decay=0.1)).param_groups
     assert [len(group["params"]) for group in groups] == [1, 3]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pointillist.data import EmojiConfig
 from pointillist.models import DiTConfig, JiTConfig
-from pointillist.run import Run, from_dict, parse_count, preset_names, to_dict
+from pointillist.run import Run, from_dict, preset_names, to_dict
 from pointillist.strict_yaml import parse_yaml
-from pointillist.types import InputError
+from pointillist.types import InputError, parse_count
 from pointillist.version import FORMAT
 
 PRESETS = preset_names()

@@ -7,19 +7,19 @@ door, with pydantic; everywhere else a configuration is an ordinary dataclass.
 import dataclasses
 import difflib
 import functools
-import math
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from pointillist.augment import AugmentConfig
 from pointillist.data import Data, EmojiConfig
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.device import DeviceName, Precision
+from pointillist.engine.optim import OptimConfig
 from pointillist.guidance import GuidanceConfig
 from pointillist.losses import LossConfig
 from pointillist.models import Backbone, JiTConfig
@@ -27,47 +27,8 @@ from pointillist.objective import Objective, StraightConfig
 from pointillist.samplers import SAMPLERS
 from pointillist.strict_yaml import parse_yaml
 from pointillist.tasks import GenerateConfig, Task
-from pointillist.types import InputError, Spec, config
+from pointillist.types import Count, InputError, Spec, config
 from pointillist.version import FORMAT, made_by
-
-
-def parse_count(value: Any) -> Any:
-    """`10k`, `2M`, `1e6` or a whole number."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKM]?)\s*", value)
-        if match:
-            try:
-                value = float(match[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[match[2]]
-            except ValueError:
-                return value
-    if isinstance(value, float) and math.isfinite(value) and value == round(value):
-        return round(value)
-    return value
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-
-
-@config
-class OptimConfig:
-    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none."""
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    warmup: Count = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    final: float = 0.0
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise InputError(f"optim.lr is {self.lr}; it must be above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"optim.betas is {self.betas}; both lie in [0, 1)")
-        for name in ("weight_decay", "warmup", "final", "clip"):
-            if getattr(self, name) < 0:
-                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @config

@@ -59,7 +59,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = adamw(model, run.optim.lr, run.optim.betas, run.optim.weight_decay)
+    optimizer = adamw(model, run.optim)
     ema = EMA(model, run.train.ema, run.train.ema_warmup)
     log, state = Log(out / "log.jsonl"), State()
 
@@ -95,7 +95,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
     ):  # fmt: skip
         size = batch.x.shape[0]
         for group in optimizer.param_groups:
-            group["lr"] = scheduled_rate(run, state.images + size)
+            group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
         terms = attempt(run, network, batch, device)
         if terms is None:
             raise InputError(advice(run, network, optimizer, batch, device))
@@ -185,11 +185,6 @@ def backward(
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size
     return totals
-
-
-def scheduled_rate(run: Run, images: int) -> float:
-    o = run.optim
-    return learning_rate(images, o.lr, o.warmup, o.schedule, run.train.images, o.final)
 
 
 def attempt(

@@ -13,11 +13,12 @@ what was dropped for one sample is a value: label -1, or a mask that is false ev
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
+import re
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 T = TypeVar("T")
@@ -90,6 +91,23 @@ def config(cls: type[T]) -> type[T]:
 
 
 by_kind: Any = Field(discriminator="kind")  # the tag that tells the members of a union apart
+
+
+def parse_count(value: Any) -> Any:
+    """`10k`, `2M`, `1e6` or a whole number."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kKM]?)\s*", value)
+        if match:
+            try:
+                value = float(match[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[match[2]]
+            except ValueError:
+                return value
+    if isinstance(value, float) and math.isfinite(value) and value == round(value):
+        return round(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 class Takes(NamedTuple):

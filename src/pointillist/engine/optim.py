@@ -1,35 +1,60 @@
 """The optimizer and the course of its learning rate."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pointillist.types import Count, InputError, config
 
-def adamw(
-    model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.AdamW:
+
+@config
+class OptimConfig:
+    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: Count = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise InputError(f"optim.lr is {self.lr}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas is {self.betas}; both lie in [0, 1)")
+        for name in ("weight_decay", "warmup", "final", "clip"):
+            if getattr(self, name) < 0:
+                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 1711.05101); norms, biases, other 1-D weights do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     # The fused form is the same arithmetic in one pass; MPS has none.
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
 
-def learning_rate(
-    images: int, lr: float, warmup: int, schedule: str, total: int, final: float
-) -> float:
-    """Linear from 0 over `warmup` images, then constant, or a cosine to `final * lr` at `total`."""
-    if images < warmup:
-        return lr * images / warmup
-    if schedule == "constant":
-        return lr
-    progress = min(1.0, (images - warmup) / max(1, total - warmup))
-    return lr * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+def learning_rate(optim: OptimConfig, images: int, total: int) -> float:
+    """The rate of the step that reaches `images`, in a run of `total`.
+
+    Linear from 0 over the warm-up, then constant, or a cosine to `final * lr` at the end.
+    """
+    if images < optim.warmup:
+        return optim.lr * images / optim.warmup
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = min(1.0, (images - optim.warmup) / max(1, total - optim.warmup))
+    fall = (1 + math.cos(math.pi * progress)) / 2
+    return optim.lr * (optim.final + (1 - optim.final) * fall)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
