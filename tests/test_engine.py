@@ -59,7 +59,7 @@ def test_rates_warm_up_stay_or_fall_as_a_cosine():
 
 def test_one_dimensional_weights_do_not_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    groups = adamw(model, OptimConfig(weight_decay=0.1)).param_groups
+    groups = adamw(list(model.parameters()), OptimConfig(weight_decay=0.1)).param_groups
     assert [len(group["params"]) for group in groups] == [1, 3]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 

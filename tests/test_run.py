@@ -114,6 +114,8 @@ BAD = [
     ("optim: {lr: .nan}", "optim.lr is nan"),
     ("optim: {lr: .inf}", "optim.lr is inf"),
     ("optim: {lr: -1}", "optim.lr is -1"),
+    ("optim: {momentum: 1, hidden: muon}", "optim.momentum is 1.*; it lies in"),
+    ("optim: {momentum: 0.9}", "optim.momentum is 0.9, but optim.hidden is adamw"),
     ("train: {images: 0}", "train.images is 0"),
     ("train: {images: .inf}", "train.images is inf"),
     ("train: {images: 1e999}", "train.images is inf"),

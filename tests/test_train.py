@@ -158,6 +158,7 @@ WAYS = {
     "dropout": ("model.dropout=0.3", "model.depth=4"),
     "bfloat16": ("train.precision=bfloat16",),
     "no EMA warm-up": ("train.ema_warmup=false",),
+    "muon": ("optim.hidden=muon", "optim.weight_decay=0.1"),
     "decay": ("optim.weight_decay=0.1", "optim.schedule=constant"),
 }
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pointillist.engine.optim import build, moments
+from pointillist.layers.fused import hidden_weights
 from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Given, InputError, Spec
@@ -35,8 +37,9 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = held[0] // (2 if run.train.precision == "bfloat16" else 1)
     micro = run.train.at_once
-    # Weights and gradients, two moments, and every EMA: float32 each.
-    states = 4 * (parameters * (1 + len(run.train.ema)) + 3 * trainable)
+    kept = sum(p.numel() for p in moments(build(model, run.optim, hidden_weights(model))))
+    # Weights and every EMA, gradients, and the optimizer's moments: float32 each.
+    states = 4 * (parameters * (1 + len(run.train.ema)) + trainable + kept)
     return {
         "parameters": parameters,
         "trainable": trainable,

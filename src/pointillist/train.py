@@ -17,9 +17,10 @@ from pointillist.draws import Draw, purpose_word
 from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import adamw, learning_rate
+from pointillist.engine.optim import build, learning_rate, moments
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.evaluate import TIMES, held_out, velocity_loss
+from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
@@ -59,7 +60,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = adamw(model, run.optim)
+    optimizer = build(model, run.optim, hidden_weights(model))
     ema = EMA(model, run.train.ema, run.train.ema_warmup)
     log, state = Log(out / "log.jsonl"), State()
 
@@ -206,7 +207,7 @@ def advice(run: Run, network: Network, optimizer: Any, batch: Batch, device: tor
     while fits:
         network.model.zero_grad(set_to_none=True)
         if attempt(run, network, batch.part(slice(fits)), device, fits) is not None:
-            if room_for_moments(network.model, optimizer):
+            if room_for_moments(optimizer):
                 break
         fits //= 2
     what = f"{size} samples at once do not fit into the memory of {device}"
@@ -215,11 +216,10 @@ def advice(run: Run, network: Network, optimizer: Any, batch: Batch, device: tor
     return f"{what}; train.micro_batch={fits} does, with the same result"
 
 
-def room_for_moments(model: nn.Module, optimizer: Any) -> bool:
-    """Whether the optimizer's two moments, which the first step makes, still find a place."""
+def room_for_moments(optimizer: Any) -> bool:
+    """Whether the optimizer's moments, which the first step makes, still find a place."""
     try:
-        parameters = [p for p in model.parameters() if p.requires_grad and not optimizer.state]
-        _ = [torch.empty_like(p) for p in parameters * 2]
+        _ = [torch.empty_like(p) for p in moments(optimizer) if not optimizer.state]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -6,12 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pointillist.engine.muon import Hidden, Muon
 from pointillist.types import Count, InputError, config
 
 
 @config
 class OptimConfig:
-    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none."""
+    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none.
+
+    `hidden: muon` gives the matrices inside the blocks to Muon, with `momentum` and the same `lr`
+    and `weight_decay`; everything else stays with AdamW.
+    """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -20,20 +25,41 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     final: float = 0.0
     clip: float = 1.0
+    hidden: Literal["adamw", "muon"] = "adamw"
+    momentum: float = 0.95
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise InputError(f"optim.lr is {self.lr}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optim.betas is {self.betas}; both lie in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optim.momentum is {self.momentum}; it lies in [0, 1)")
+        if self.hidden == "adamw" and self.momentum != 0.95:
+            raise InputError(
+                f"optim.momentum is {self.momentum}, but optim.hidden is adamw, which has betas "
+                f"instead; set optim.hidden=muon or leave out the momentum"
+            )
         for name in ("weight_decay", "warmup", "final", "clip"):
             if getattr(self, name) < 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
 
 
-def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+def build(model: nn.Module, optim: OptimConfig, hidden: Hidden) -> torch.optim.Optimizer:
+    """The optimizer of the whole model; `hidden` are the weights that Muon may have."""
+    if optim.hidden == "adamw":
+        return adamw(list(model.parameters()), optim)
+    if not hidden:
+        raise InputError(
+            "optim.hidden is muon, but the model has no blocks; set optim.hidden=adamw"
+        )
+    rest = adamw([p for p in model.parameters() if p not in hidden], optim)
+    return Muon(hidden, rest, optim.lr, optim.momentum, optim.weight_decay)
+
+
+def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 1711.05101); norms, biases, other 1-D weights do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -55,6 +81,15 @@ def learning_rate(optim: OptimConfig, images: int, total: int) -> float:
     progress = min(1.0, (images - optim.warmup) / max(1, total - optim.warmup))
     fall = (1 + math.cos(math.pi * progress)) / 2
     return optim.lr * (optim.final + (1 - optim.final) * fall)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Every parameter as often as its first step makes a tensor like it: AdamW two, Muon one."""
+    return [
+        p
+        for group in optimizer.param_groups
+        for p in group["params"] * (1 if "momentum" in group else 2)
+    ]
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.fused import Fused
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.rope import Rotation, rotate
 from pointillist.types import InputError
@@ -21,7 +22,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Fused(width, 3 * width, parts=3)
         self.out = nn.Linear(width, width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()

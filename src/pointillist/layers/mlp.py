@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.fused import Fused
+
 
 class MLP(nn.Module):
     """Linear, GELU (tanh form), Linear."""
@@ -21,7 +23,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden)
+        self.gate_up = Fused(width, 2 * hidden, parts=2)
         self.down = nn.Linear(hidden, width)
         self.dropout = dropout
 

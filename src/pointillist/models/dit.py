@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.fused import Fused
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
@@ -63,7 +64,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(config.width, config.heads)
         self.norm2 = PlainLayerNorm(config.width)
         self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
-        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.modulation = Fused(config.width, 6 * config.width, parts=6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.fused import Fused
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulate
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
@@ -84,7 +85,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(d, config.heads, qk_norm=True, dropout=dropout)
         self.norm2 = RMSNorm(d)
         self.mlp = SwiGLU(d, int(int(d * config.mlp_ratio) * 2 / 3), dropout)
-        self.modulation = nn.Linear(d, 6 * d)
+        self.modulation = Fused(d, 6 * d, parts=6)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Rotation) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
