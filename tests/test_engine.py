@@ -17,7 +17,7 @@ from pointillist.engine.device import (
 )
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log, read
-from pointillist.engine.optim import OptimConfig, adamw, learning_rate
+from pointillist.engine.optim import OptimConfig, StepDownConfig, adamw, clip_norm, learning_rate
 from pointillist.types import InputError
 
 
@@ -55,6 +55,21 @@ def test_rates_warm_up_stay_or_fall_as_a_cosine():
     assert rate(50, "constant") == 1.0 and rate(100, "constant") == rate(999, "constant") == 2.0
     assert rate(600, "cosine") == pytest.approx(2.0 * 0.55) and rate(1100, "cosine") == 0.2
     assert rate(5000, "cosine") == pytest.approx(0.2)
+
+
+def test_a_step_down_multiplies_the_rate_and_has_its_own_clip():
+    down = StepDownConfig(at=500, factor=0.25, clip=0.5)
+    flat, cosine = (OptimConfig(lr=2.0, warmup=100, final=0.1, schedule=schedule, step_down=down)
+                     for schedule in ("constant", "cosine"))  # fmt: skip
+    assert learning_rate(flat, 500, 1100) == 2.0 and learning_rate(flat, 501, 1100) == 0.5
+    assert learning_rate(flat, 50, 1100) == 1.0  # the warm-up is as it was
+    assert learning_rate(cosine, 600, 1100) == pytest.approx(2.0 * 0.55 * 0.25)
+    assert clip_norm(flat, 500) == ("optim.clip", 1.0)
+    assert clip_norm(flat, 501) == ("optim.step_down.clip", 0.5)
+    kept = OptimConfig(clip=0.3, step_down=StepDownConfig(at=500))
+    assert clip_norm(kept, 501) == ("optim.clip", 0.3)
+    none = OptimConfig(step_down=StepDownConfig(at=500, clip=0.0))
+    assert clip_norm(none, 501) == ("optim.step_down.clip", 0.0)
 
 
 def test_one_dimensional_weights_do_not_decay():

@@ -159,6 +159,7 @@ WAYS = {
     "bfloat16": ("train.precision=bfloat16",),
     "no EMA warm-up": ("train.ema_warmup=false",),
     "muon": ("optim.hidden=muon", "optim.weight_decay=0.1"),
+    "step-down": ("optim.step_down.at=96", "optim.step_down.clip=0.01"),
     "decay": ("optim.weight_decay=0.1", "optim.schedule=constant"),
 }
 
@@ -171,6 +172,18 @@ def test_every_way_of_training_is_resumed_bit_for_bit(tmp_path, way):
         pt.train(run, tmp_path / "b", report=lambda e: _raise(e, 96))
     pt.train(run, tmp_path / "b", resume=True)
     assert same(tmp_path / "a", tmp_path / "b") and steps(tmp_path / "a") == steps(tmp_path / "b")
+
+
+def test_a_step_down_lowers_the_rate_and_clips_by_its_own_norm(tmp_path, monkeypatch):
+    clips = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(train_module.nn.utils, "clip_grad_norm_",
+                        lambda p, norm: clips.append(norm) or clip(p, norm))  # fmt: skip
+    down = ("optim.step_down.at=96", "optim.step_down.clip=0.5", "optim.schedule=constant")
+    pt.train(toy(*down), tmp_path)
+    rates = [e["lr"] for e in steps(tmp_path) if e["event"] == "step"]
+    assert rates == [0.0005, 0.001, 0.001, 0.0001, 0.0001, 0.0001]
+    assert clips == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

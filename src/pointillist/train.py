@@ -17,7 +17,7 @@ from pointillist.draws import Draw, purpose_word
 from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import build, learning_rate, moments
+from pointillist.engine.optim import build, clip_norm, learning_rate, moments
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.layers.fused import hidden_weights
@@ -100,7 +100,8 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
         terms = attempt(run, network, batch, device)
         if terms is None:
             raise InputError(advice(run, network, optimizer, batch, device))
-        norm = nn.utils.clip_grad_norm_(parameters, run.optim.clip or torch.inf)
+        clip_field, clip = clip_norm(run.optim, state.images + size)
+        norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
         # The one wait for the device in a step: whether it may be taken, and its figures.
         names = [*terms, "grad_norm"]
         figures = dict(zip(names, torch.stack([*terms.values(), norm]).tolist(), strict=True))
@@ -119,7 +120,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
                 raise InputError(
                     f"loss or gradient was not finite in {state.in_a_row} steps in a row at "
                     f"{state.images} images; begin again in another --out with a lower optim.lr "
-                    f"(it is {run.optim.lr:g}) or optim.clip (it is {run.optim.clip:g}; 0 is none)"
+                    f"(it is {run.optim.lr:g}) or {clip_field} (it is {clip:g}; 0 is none)"
                 )
         stopping = stop.asked and state.images < run.train.images  # asked once: it may change
         last = stopping or state.images >= run.train.images

@@ -11,6 +11,33 @@ from pointillist.types import Count, InputError, config
 
 
 @config
+class StepDownConfig:
+    """From the image count `at` on (0: never), `factor` times the rate, and a `clip` of its own.
+
+    `clip` null keeps `optim.clip`, 0 is none.
+    """
+
+    at: Count = 0
+    factor: float = 0.1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.at < 0:
+            raise InputError(f"optim.step_down.at is {self.at}; it must be 0 or more")
+        if not 0 < self.factor <= 1:
+            raise InputError(f"optim.step_down.factor is {self.factor}; it lies in (0, 1]")
+        if self.clip is not None and self.clip < 0:
+            raise InputError(f"optim.step_down.clip is {self.clip}; it must be 0 or more, or null")
+        for name, default in (("factor", 0.1), ("clip", None)):
+            value = getattr(self, name)
+            if not self.at and value != default:
+                raise InputError(
+                    f"optim.step_down.{name} is {value}, but optim.step_down.at is 0, which is "
+                    f"never; set at to a number of images or leave out {name}"
+                )
+
+
+@config
 class OptimConfig:
     """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none.
 
@@ -27,6 +54,7 @@ class OptimConfig:
     clip: float = 1.0
     hidden: Literal["adamw", "muon"] = "adamw"
     momentum: float = 0.95
+    step_down: StepDownConfig = StepDownConfig()
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -43,6 +71,17 @@ class OptimConfig:
         for name in ("weight_decay", "warmup", "final", "clip"):
             if getattr(self, name) < 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+        down = self.step_down
+        if down.at and down.at < self.warmup:
+            raise InputError(
+                f"optim.step_down.at is {down.at}, but optim.warmup lasts {self.warmup} images; "
+                f"step down after it"
+            )
+        if down.at and down.factor == 1 and down.clip in (None, self.clip):
+            raise InputError(
+                "optim.step_down.factor is 1 and its clip is optim.clip, so nothing changes; set "
+                "one of them or optim.step_down.at=0"
+            )
 
 
 def build(model: nn.Module, optim: OptimConfig, hidden: Hidden) -> torch.optim.Optimizer:
@@ -72,15 +111,29 @@ def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Ada
 def learning_rate(optim: OptimConfig, images: int, total: int) -> float:
     """The rate of the step that reaches `images`, in a run of `total`.
 
-    Linear from 0 over the warm-up, then constant, or a cosine to `final * lr` at the end.
+    Linear from 0 over the warm-up, then constant, or a cosine to `final * lr` at the end; lower by
+    a factor once stepped down.
     """
     if images < optim.warmup:
         return optim.lr * images / optim.warmup
+    lr = optim.lr * (optim.step_down.factor if stepped_down(optim, images) else 1)
     if optim.schedule == "constant":
-        return optim.lr
+        return lr
     progress = min(1.0, (images - optim.warmup) / max(1, total - optim.warmup))
     fall = (1 + math.cos(math.pi * progress)) / 2
-    return optim.lr * (optim.final + (1 - optim.final) * fall)
+    return lr * (optim.final + (1 - optim.final) * fall)
+
+
+def stepped_down(optim: OptimConfig, images: int) -> bool:
+    """Whether the step that reaches `images` takes any beyond `step_down.at`."""
+    return 0 < optim.step_down.at < images
+
+
+def clip_norm(optim: OptimConfig, images: int) -> tuple[str, float]:
+    """The field that rules the clipping of the step that reaches `images`, and its value."""
+    if stepped_down(optim, images) and optim.step_down.clip is not None:
+        return "optim.step_down.clip", optim.step_down.clip
+    return "optim.clip", optim.clip
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
