@@ -1,9 +1,13 @@
-"""One line for every parity case at the end of a test run."""
+"""At the end of a test run: a line for every parity case, and for every reason to skip others."""
 
 import pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    others = {str(r.longrepr[2]) for r in skipped if "test_parity.py" not in r.nodeid}
+    for reason in sorted(others):
+        terminalreporter.write_line(reason)
     rows = []
     for outcome in ("passed", "skipped", "failed"):
         for report in terminalreporter.getreports(outcome):

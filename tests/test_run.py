@@ -136,6 +136,8 @@ BAD = [
     ("train: {batch: 1.5}", "train.batch is 1.5"),
     ("train: {ema: []}", "train.ema"),
     ("train: {ema: [0.9, 0.9]}", "stands there twice"),
+    ("train: {track: [wandb, wandb]}", "train.track is .*; a tracker stands there twice"),
+    ("train: {track: [mlflow]}", "train.track.0 is 'mlflow'"),
     ("train: {precision: fp8}", "train.precision is 'fp8'"),
     ("sample: {sampler: dmp}", "sampler dmp is not known; there are euler"),
     ("sample: {steps: 0}", "sample.steps is 0"),

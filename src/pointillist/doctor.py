@@ -10,6 +10,7 @@ import torch
 from PIL import features
 
 from pointillist.engine.device import free_memory
+from pointillist.engine.track import missing
 from pointillist.version import __version__, commit
 
 PACKAGES = (
@@ -43,16 +44,18 @@ def facts() -> dict[str, Any]:
         "parts": {
             "bfloat16 on this CPU": "fast" if _fast_bfloat16() else "works, not faster",
             "WebP (the embedded emoji)": "yes" if features.check("webp") else "no: Pillow lacks it",
+            "TensorBoard": _version("tensorboard", missing("tensorboard")),
+            "Weights & Biases": _version("wandb", missing("wandb")),
             "torchvision": "installed; not used here" if beside else "absent, as it should be",
         },
     }
 
 
-def _version(package: str) -> str:
+def _version(package: str, command: str = "") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "missing: pip install " + package
+        return "missing: " + (command or "pip install " + package)
 
 
 def _fast_bfloat16() -> bool:

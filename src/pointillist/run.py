@@ -20,6 +20,7 @@ from pointillist.data import Data, EmojiConfig
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.device import DeviceName, Precision
 from pointillist.engine.optim import OptimConfig
+from pointillist.engine.track import TrackerName
 from pointillist.guidance import GuidanceConfig
 from pointillist.losses import LossConfig
 from pointillist.models import Backbone, JiTConfig
@@ -38,6 +39,7 @@ class TrainConfig:
     `micro_batch` 0 takes the batch whole; smaller parts give the same gradient up to the order of
     summation. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
     `keep` checkpoints stay (0: all). After `patience` non-finite steps in a row the run stops.
+    `track` shows the log and the pictures in TensorBoard or Weights & Biases too.
     """
 
     images: Count = 1_000_000
@@ -53,6 +55,7 @@ class TrainConfig:
     validate: int = 256
     workers: int = 2
     patience: int = 20
+    track: tuple[TrackerName, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "save_every", "log_every", "patience"):
@@ -65,6 +68,8 @@ class TrainConfig:
             raise InputError(f"train.ema is {self.ema}; give one or more decays in [0, 1)")
         if len(set(self.ema)) < len(self.ema):
             raise InputError(f"train.ema is {self.ema}; a decay stands there twice")
+        if len(set(self.track)) < len(self.track):
+            raise InputError(f"train.track is {self.track}; a tracker stands there twice")
 
     @property
     def at_once(self) -> int:

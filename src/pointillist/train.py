@@ -19,12 +19,13 @@ from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
 from pointillist.engine.optim import build, clip_norm, learning_rate, moments
 from pointillist.engine.session import Interrupted, StopRequest, locked
+from pointillist.engine.track import Tracks
 from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
-from pointillist.run import Run
+from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
     begin,
@@ -46,11 +47,20 @@ def train(run: Run, out: str | Path, resume: bool = False, report: Report | None
     where run and data contradict each other, Interrupted after SIGINT or SIGTERM.
     """
     pick_device(run.device)  # a slip here leaves no folder behind
-    with locked(Path(out)), StopRequest() as stop:
-        return _train(run, Path(out), resume, report or (lambda event: None), stop)
+    tracks = Tracks(run.train.track, Path(out))  # nor does a tracker that is not installed
+
+    def tell(event: dict[str, Any]) -> None:
+        tracks(event)
+        if report:
+            report(event)
+
+    with locked(Path(out)), StopRequest() as stop, tracks:
+        return _train(run, Path(out), resume, tell, stop, tracks)
 
 
-def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest) -> Trained:
+def _train(
+    run: Run, out: Path, resume: bool, report: Report, stop: StopRequest, tracks: Tracks
+) -> Trained:
     # Setup.
     device = pick_device(run.device)
     source, test = run.data.open("train"), run.data.open("test")
@@ -72,13 +82,14 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
         log.rewind(state.images or -1)
     else:
         begin(run, source.spec, out)
+    tracks.begin(state.images, to_dict(run))
     if not state.images:
         for file in dict.fromkeys((*source.refused, *test.refused)):
             emit(refusal(file, 0), log, report)
     report(
         {"event": "begin", "images": state.images, "device": str(device), "out": str(out), **facts}
     )
-    grid = Grid(run, source.spec, out, device)
+    grid = Grid(run, source.spec, out, device, tracks)
     # The log of a run that goes on already names what was refused.
     validation = Validation(
         run, test, None if state.images else lambda file: emit(refusal(file, 0), log, report)
@@ -138,6 +149,7 @@ def _train(run: Run, out: Path, resume: bool, report: Report, stop: StopRequest)
             if losses:
                 emit({"event": "validation", "images": state.images, **losses}, log, report)
             log.sync()
+            tracks.flush()
             save_checkpoint(out, run, state, model, optimizer, ema)
             if not stopping:
                 grid(model, ema, state.images)
@@ -268,8 +280,11 @@ class Borrowed:
 class Grid:
     """A sheet of pictures from fixed seeds, drawn anew at every save."""
 
-    def __init__(self, run: Run, spec: Spec, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, run: Run, spec: Spec, out: Path, device: torch.device, tracks: Tracks
+    ) -> None:
         self.run, self.spec, self.out, self.device = run, spec, out, device
+        self.tracks = tracks
 
     def __call__(self, model: nn.Module, ema: EMA, images: int) -> None:
         if not self.run.train.grid:
@@ -280,6 +295,7 @@ class Grid:
             ask = Ask(count=wanted.grid, dtype=wanted.precision, batch=min(64, wanted.at_once))
             found = trained.answer(ask)
         save_png(contact_sheet(flat(found.x)), self.path(images))
+        self.tracks.picture(self.path(images), images)
 
     def path(self, images: int) -> Path:
         return self.out / "samples" / f"{images:09d}.png"
