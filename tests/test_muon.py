@@ -8,11 +8,12 @@ from torch import nn
 from pointillist.describe import describe
 from pointillist.engine import muon as muon_file
 from pointillist.engine.muon import Muon, Rows, orthogonal
-from pointillist.engine.optim import OptimConfig, build, moments
+from pointillist.engine.optim import OptimConfig, build_optimizer, moments
 from pointillist.layers.fused import Fused, hidden_weights
 from pointillist.run import Run
+from pointillist.types import InputError
 
-NONE = OptimConfig(hidden="muon", lr=0.1)
+MUON = OptimConfig(hidden="muon", lr=0.1)
 
 
 def stepped(weights: list[torch.Tensor], rows: list[Rows], grads, **own) -> list[torch.Tensor]:
@@ -108,12 +109,12 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name, fused):
     expected = {"attention.qkv.weight": 3, "modulation.weight": 6, "mlp.gate_up.weight": 2}
     assert split == {k: v for k, v in expected.items() if k in split} and len(split) == fused
 
-    optimizer = build(model, run.optim, hidden)
+    optimizer = build_optimizer(model, run.optim, hidden)
     groups = [set(group["params"]) for group in optimizer.param_groups]
     assert set().union(*groups) == set(names) and sum(map(len, groups)) == len(names)
     assert groups[0] == set(hidden)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
-    assert [len(moments(optimizer))] == [2 * len(names) - len(hidden)]
+    assert len(moments(optimizer)) == 2 * len(names) - len(hidden)
 
 
 def test_memory_counts_one_moment_for_muon_and_two_for_adamw():
@@ -126,7 +127,7 @@ def test_memory_counts_one_moment_for_muon_and_two_for_adamw():
 
 def test_the_state_is_made_by_the_first_step_and_as_large_as_was_counted():
     model = nn.ModuleDict({"blocks": nn.ModuleList([Fused(8, 24, 3)]), "head": nn.Linear(8, 3)})
-    optimizer = build(model, NONE, hidden_weights(model))
+    optimizer = build_optimizer(model, MUON, hidden_weights(model))
     assert not optimizer.state
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -137,9 +138,15 @@ def test_the_state_is_made_by_the_first_step_and_as_large_as_was_counted():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_model_without_blocks_has_nothing_for_muon():
+    model = nn.Linear(3, 3)
+    with pytest.raises(InputError, match="optim.hidden is muon, but the model has no blocks"):
+        build_optimizer(model, MUON, hidden_weights(model))
+
+
 def test_a_rate_set_on_every_group_is_the_rate_of_every_weight():
     model = nn.ModuleDict({"blocks": nn.ModuleList([Fused(8, 24, 3)]), "head": nn.Linear(8, 3)})
-    optimizer = build(model, NONE, hidden_weights(model))
+    optimizer = build_optimizer(model, MUON, hidden_weights(model))
     before = [p.detach().clone() for p in model.parameters()]
     for rate, moves in ((0.0, False), (0.1, True)):
         for group in optimizer.param_groups:

@@ -1,5 +1,6 @@
 """Trackers: what TensorBoard and Weights & Biases have kept is what the log says."""
 
+import contextlib
 import json
 import struct
 import time
@@ -14,6 +15,7 @@ import pointillist as pt
 from pointillist.doctor import facts
 from pointillist.engine import track as track_file
 from pointillist.engine.log import read
+from pointillist.engine.session import Interrupted
 from pointillist.engine.track import Tracks
 from pointillist.run import Run, to_dict
 
@@ -214,3 +216,24 @@ def test_a_tracker_that_cannot_write_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(KeyError), Tracks(("tensorboard",), tmp_path) as tracks:
         tracks.begin(0, {})
         raise KeyError  # and hides no earlier failure
+
+
+def test_only_a_failure_is_told_as_one(tmp_path, monkeypatch):
+    told = []
+
+    class Deaf:
+        def __init__(self, *about):
+            pass
+
+        def close(self, failed):
+            told.append(failed)
+
+    monkeypatch.setitem(track_file.TRACKERS, "tensorboard", Deaf)
+    monkeypatch.setattr(track_file, "missing", lambda name: "")
+    for end in (None, Interrupted("stopped; saved"), pt.InputError("no")):
+        with contextlib.suppress(Interrupted, pt.InputError):
+            with Tracks(("tensorboard",), tmp_path) as tracks:
+                tracks.begin(0, {})
+                if end:
+                    raise end
+    assert told == [False, False, True]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pointillist.engine.optim import build, moments
+from pointillist.engine.optim import build_optimizer, moments
 from pointillist.layers.fused import hidden_weights
 from pointillist.models import Network
 from pointillist.run import Run
@@ -37,7 +37,8 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = held[0] // (2 if run.train.precision == "bfloat16" else 1)
     micro = run.train.at_once
-    kept = sum(p.numel() for p in moments(build(model, run.optim, hidden_weights(model))))
+    optimizer = build_optimizer(model, run.optim, hidden_weights(model))
+    kept = sum(p.numel() for p in moments(optimizer))
     # Weights and every EMA, gradients, and the optimizer's moments: float32 each.
     states = 4 * (parameters * (1 + len(run.train.ema)) + trainable + kept)
     return {

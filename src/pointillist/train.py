@@ -17,7 +17,7 @@ from pointillist.draws import Draw, purpose_word
 from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import build, clip_norm, learning_rate, moments
+from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate, moments
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
 from pointillist.evaluate import TIMES, held_out, velocity_loss
@@ -70,7 +70,7 @@ def _train(
     model = run.model.build(source.spec).to(device)
     network = Network(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build(model, run.optim, hidden_weights(model))
+    optimizer = build_optimizer(model, run.optim, hidden_weights(model))
     ema = EMA(model, run.train.ema, run.train.ema_warmup)
     log, state = Log(out / "log.jsonl"), State()
 

@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             for p, momentum in zip(weights, momenta, strict=True):
                 ahead = p.grad.lerp(momentum, group["momentum"])  # Nesterov's
                 update = orthogonal(self.hidden[p].split(ahead))
-                # Entries of root mean square 0.2, which is about AdamW's (2502.16982, Eq. 4).
+                # Entries of root mean square 0.2, which is about AdamW's (2502.16982).
                 scale = 0.2 * max(update.shape[1:]) ** 0.5
                 p.add_(self.hidden[p].join(update).to(p.dtype), alpha=-group["lr"] * scale)
         self.rest.step()

@@ -84,7 +84,7 @@ class OptimConfig:
             )
 
 
-def build(model: nn.Module, optim: OptimConfig, hidden: Hidden) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: OptimConfig, hidden: Hidden) -> torch.optim.Optimizer:
     """The optimizer of the whole model; `hidden` are the weights that Muon may have."""
     if optim.hidden == "adamw":
         return adamw(list(model.parameters()), optim)

@@ -4,7 +4,6 @@
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import secrets
 import struct
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pointillist.engine.checkpoint import write_text
+from pointillist.engine.session import Interrupted
 from pointillist.types import InputError
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -155,7 +155,7 @@ class Tracks:
         try:
             with self._told():
                 for tracker in self.trackers:
-                    tracker.close(failed=kind is not None)
+                    tracker.close(failed=kind not in (None, Interrupted))
         except InputError:
             if kind is None:  # otherwise the first failure is the one to tell
                 raise
