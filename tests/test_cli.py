@@ -76,6 +76,18 @@ def test_the_same_seed_gives_the_same_file(say, trained):
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
 
 
+def test_known_pixels_are_given_by_a_table(say):
+    Path("hints.csv").write_text("x,y,r,g,b\n3,1,255,0,0\n31,31,0,0,255\n")
+    preset = ("debug", "--random-init", "model.depth=1", "model.context_tokens=0",
+              "model.hints=true", "task.kind=hints", "--steps", 1, "--count", 1)  # fmt: skip
+    said = say("sample", *preset, "--hints", "hints.csv", "--out", "r.png")
+    assert said.code == 0
+    with Image.open("r.png") as image:
+        assert image.getpixel((3, 1)) == (255, 0, 0) and image.getpixel((31, 31)) == (0, 0, 255)
+    said = say("sample", *preset, "--hints", "hints.csv", "--size", "16x16")
+    assert said.code == 2 and "line 3: x is 31, outside of the picture" in said.err
+
+
 def test_a_preset_runs_untrained(say):
     said = say("sample", "debug", "--random-init", "model.depth=1", "model.context_tokens=0",
                "--count", 1, "--steps", 1, "--out", "r.png")  # fmt: skip

@@ -12,7 +12,7 @@ ROWS = [
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
     {"models"},
     {"run"},
-    {"runfolder"},
+    {"runfolder", "known"},
     {"evaluate", "sample", "describe"},
     {"train"},
     {"console", "doctor"},

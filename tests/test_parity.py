@@ -5,80 +5,34 @@ built from its config.json alone; an unknown family, or an option of a known one
 is skipped as "not built yet", with the reason.
 """
 
-import functools
-import json
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pointillist import samplers
-from pointillist.draws import Draw
 from pointillist.guidance import GuidanceConfig, classifier_free, network_field
 from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import LogitNormal, StraightConfig
 from pointillist.types import Given, InputError, Spec, grid_axes
-
-BESIDE = Path(__file__).parents[2] / "shared" / "parity"
-FOLDER = Path(os.environ.get("POINTILLIST_PARITY") or BESIDE)
-CASES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
-NONE = pytest.mark.skip(
-    reason=f"no parity cases in {FOLDER}; POINTILLIST_PARITY names their folder"
-)
-
-
-class NotBuilt(Exception):
-    """The family, or an option of it, is not part of this version."""
-
-
-class Case:
-    """What is stored of one case."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.constructor: dict[str, Any] = self.config.get("constructor", {})
-        self.folder = folder
-
-    @functools.cached_property
-    def io(self) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / "io.safetensors")
-
-    @functools.cached_property
-    def weights(self) -> dict[str, torch.Tensor]:
-        path = self.folder / "weights.safetensors"
-        return load_file(path) if path.exists() else {}
-
-    def match(self, name: str, ours: torch.Tensor, tolerance: float | None = None) -> None:
-        """Fail unless `ours` is the stored tensor within 20 probes + 1e-6 of its largest entry."""
-        theirs = self.io[name]
-        assert ours.shape == theirs.shape, f"{name} has shape {tuple(ours.shape)}"
-        if tolerance is None:
-            # Where no probe was stored, 5e-7 is what the cases of this size have.
-            probe = self.config.get("probe", {}).get("perturbation_max_abs", 5e-7)
-            tolerance = 20 * probe + 1e-6 * float(theirs.abs().max())
-        off = float((ours.detach().double() - theirs.double()).abs().max())
-        assert off <= tolerance, f"{name} is off by {off:.2e}, allowed {tolerance:.2e}"
-
-
-def known(options: dict[str, Any], *names: str) -> None:
-    """NotBuilt where an option is set that is not among `names`."""
-    for name in options:
-        if name not in names:
-            raise NotBuilt(f"{name} = {options[name]}")
-
-
-def plain(options: dict[str, Any], **only: Any) -> None:
-    """NotBuilt where an option is set to anything but its one value that is built."""
-    for name, value in only.items():
-        if options.get(name, value) != value:
-            raise NotBuilt(f"{name} = {options[name]}")
-
+from tests import parity_pixeldit
+from tests.parity_case import (
+    CASES,
+    FOLDER,
+    NONE,
+    Case,
+    Fixed,
+    NotBuilt,
+    forward,
+    known,
+    make,
+    match_gradients,
+    plain,
+    unlabel,
+)  # fmt: skip
 
 # Networks, and what their published constructors take where a case says nothing.
 
@@ -94,19 +48,6 @@ def spec_of(c: dict[str, Any]) -> Spec:
     size = c["input_size"]
     classes = tuple(str(i) for i in range(c["num_classes"]))
     return Spec(channels=c["in_channels"], axes=grid_axes((size, size)), classes=classes)
-
-
-def make(config: Any, spec: Spec, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """A network with published weights, already under our names; every one must find its place."""
-    try:
-        model = config.build(spec)
-    except InputError as error:
-        raise NotBuilt(str(error)) from None
-    table = weights["label.table.weight"]
-    if table.shape[0] == len(spec.classes):  # published without "no label"
-        weights["label.table.weight"] = torch.cat((table, torch.zeros(1, table.shape[1])))
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def make_dit(case: Case) -> tuple[torch.nn.Module, Any]:
@@ -136,42 +77,6 @@ def make_jit(case: Case, c: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
         raise NotBuilt(str(error)) from None
     weights = {n: w for n, w in case.weights.items() if not n.startswith("proj")}
     return make(config, spec_of(c), jit.from_published(weights)), jit.from_published
-
-
-def match_gradients(case: Case, model: torch.nn.Module, rename: Any) -> None:
-    """Norms of all parameters' gradients, and their products with the parameters."""
-    ours = dict(model.named_parameters())
-    for row, theirs in enumerate(case.config["param_order"]):
-        if theirs.startswith("proj"):
-            continue
-        renamed = rename({theirs: case.weights[theirs]})
-        if not renamed:
-            continue  # a fixed table
-        p = ours[next(iter(renamed))]
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        found = {"grad.param_norms": gradient.norm(), "grad.param_dot": (p * gradient).sum()}
-        for name, value in found.items():
-            if name in case.io:
-                stored = float(case.io[name][row])
-                scale = 1e-4 * abs(stored) + 1e-5 * (1 + float(gradient.norm()))
-                off = abs(float(value.detach()) - stored)
-                assert off <= scale, f"{name} of {theirs} is off by {off:.2e}"
-
-
-def forward(case: Case, model: torch.nn.Module, rename: Any, out: str = "out") -> None:
-    x = case.io["in.x"].requires_grad_()
-    label = unlabel(case.io["in.y"], model)
-    value = Network(model)(x, case.io["in.t"], Given(label=label)).value
-    case.match(out, value)
-    (value * case.io["cotangent"]).sum().backward()
-    assert x.grad is not None
-    case.match("grad.in.x", x.grad)
-    match_gradients(case, model, rename)
-
-
-def unlabel(label: torch.Tensor, model: Any) -> torch.Tensor:
-    """Published code numbers "no label" after the last class; here it is -1."""
-    return torch.where(label == len(model.spec.classes), -1, label)
 
 
 def dit_forward(case: Case) -> None:
@@ -204,15 +109,6 @@ def jit_args(case: Case) -> dict[str, Any]:
           "class_num")  # fmt: skip
     plain(args, attn_dropout=0.0, proj_dropout=0.0)
     return args
-
-
-class Fixed(Draw):
-    """Stored draws in the place of ours."""
-
-    draws: dict[str, torch.Tensor]
-
-    def normal(self, purpose: str, shape: Any = (), tile: Any = None) -> torch.Tensor:
-        return self.draws[purpose]
 
 
 def jit_loss(case: Case) -> None:
@@ -370,6 +266,10 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("LTH14/JiT", "Denoiser"): jit_loss,
     ("LTH14/JiT", "Denoiser.generate"): jit_sampler,
     ("End2End-Diffusion/iREPA", "JiT (with projection heads)"): irepa_forward,
+    ("gcy-hub/PixelDiT", "PixDiT"): parity_pixeldit.c2i,
+    ("gcy-hub/PixelDiT", "FlowDPMSolverSampler"): parity_pixeldit.sampler,
+    ("yashbelhe/jitmask", "JiT"): parity_pixeldit.jitmask,
+    ("yashbelhe/jitmask", "Denoiser"): parity_pixeldit.jitmask_loss,
     ("crowsonkb/k-diffusion", "sample_euler"): lambda case: kdiff(case, "euler"),
     ("crowsonkb/k-diffusion", "sample_heun"): lambda case: kdiff(case, "heun"),
     ("crowsonkb/k-diffusion", "sample_dpmpp_2m"): lambda case: kdiff(case, "dpmpp_2m"),

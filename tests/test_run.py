@@ -35,6 +35,9 @@ def test_the_presets_of_the_contract_are_there():
     wanted |= {f"imagenet256-{name}" for name in (
         "dit-b", "dit-l", "dit-xl", "jit-b", "jit-l", "jit-h", "jit-g")}  # fmt: skip
     wanted |= {f"imagenet512-jit-{size}" for size in "blh"}
+    wanted |= {"emoji-pixeldit", "cifar10-pixeldit", "imagenet512-pixeldit-xl",
+               "imagenet256-jit-b-hints"}  # fmt: skip
+    wanted |= {f"imagenet256-pixeldit-{size}" for size in ("b", "l", "xl")}
     assert wanted <= set(PRESETS)
     debug = Run.load("debug").train
     assert debug.images // debug.save_every >= 5
@@ -61,6 +64,25 @@ def test_jit_costs_its_published_multiply_accumulates(size, giga):
 
     run = Run.load(f"imagenet256-jit-{size}")
     assert describe(run, run.data.promise())["macs"] / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("b", 184.7), ("l", 569.6), ("xl", 797.4)])
+def test_pixeldit_has_its_published_number_of_parameters(size, millions):
+    import torch
+
+    run = Run.load(f"imagenet256-pixeldit-{size}")
+    with torch.device("meta"):
+        model = run.model.build(run.data.promise())
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize(("attention", "giga"), [("true", 311), ("false", 279)])
+def test_pixeldit_xl_costs_its_published_flops(attention, giga):
+    from pointillist.describe import describe
+
+    run = Run.load("imagenet256-pixeldit-xl", f"model.pixel_attention={attention}")
+    assert describe(run, run.data.promise())["flops"] / 1e9 == pytest.approx(giga, rel=0.02)
 
 
 def test_overrides_come_last_and_a_kind_empties_its_branch():
@@ -103,8 +125,8 @@ BAD = [
     ("model: {kind: jit, dept: 4}", "model.dept is not a field; did you mean depth?"),
     ("modle: {}", "modle is not a field; did you mean model?"),
     ("model: {kind: jit, width: wide}", "model.width is 'wide'"),
-    ("model: {depth: 4}", "model.kind is missing; there are dit, jit"),
-    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit"),
+    ("model: {depth: 4}", "model.kind is missing; there are dit, jit, pixeldit"),
+    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit, pixeldit"),
     ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder"),
     ("data: {kind: emoji, size: 48}", "data.size is 48"),
     ("data: {kind: folder, size: big}", "data.size"),
@@ -142,7 +164,20 @@ BAD = [
     ("sample: {sampler: dmp}", "sampler dmp is not known; there are euler"),
     ("sample: {steps: 0}", "sample.steps is 0"),
     ("sample: {guidance: {interval: [1, 0]}}", "guidance.interval"),
-    ("task: {label_drop: 2}", "task.label_drop is 2"),
+    ("task: {kind: generate, label_drop: 2}", "task.label_drop is 2"),
+    ("task: {label_drop: 0.1}", "task.kind is missing; there are generate, hints"),
+    ("task: {kind: hints, share: 2}", "task.share is 2"),
+    ("task: {kind: hints, share: [0.5, 0.2]}", "task.share is .* a range rises"),
+    ("task: {kind: hints, share: 0}", "use task.kind=generate"),
+    ("task: {kind: hints, absent: -1}", "task.absent is -1"),
+    ("task: {kind: hints, weight: -1}", "task.weight is -1"),
+    ("task: {kind: hints, weight: 0, share: [0, 1]}", "nothing would be learnt"),
+    ("model: {kind: pixeldit, compaction: 3}", "model.compaction is 3; it must divide"),
+    ("model: {kind: pixeldit, compaction: 4, pixel_attention: false}", "pixel_attention is false"),
+    ("model: {kind: pixeldit, pixel_depth: 0}", "model.pixel_depth is 0"),
+    ("model: {kind: pixeldit, rope_span: -1}", "model.rope_span is -1"),
+    ("model: {kind: pixeldit, context_tokens: 2, context_start: 12}", "model.context_start is 12"),
+    ("model: {kind: pixeldit, modulation: row}", "model.modulation is 'row'"),
     ("device: tpu", "device is 'tpu'"),
     ("seed: -1", "seed is -1"),
     ("objective: {predict: y}", "objective.predict is 'y'"),
@@ -215,7 +250,10 @@ def test_an_unknown_source_names_the_nearest_preset():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(("task.label_drop=0", "sample.guidance.scale=2"), "no unlabelled answer is ever learnt"),
-     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma")],
+     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma"),
+     (("model.hints=true",), "no pixel is ever known"),
+     (("task.kind=hints",), "model.hints is false"),
+     (("task.kind=hints", "model.hints=true", "task.absent=0"), "task.absent is 0")],
 )  # fmt: skip
 def test_contradictions_are_found_before_anything_is_computed(overrides, message):
     run = Run.load("debug", *overrides)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pointillist.samplers import SAMPLERS, time_grid
 from pointillist.types import InputError
 
-ORDER = {"euler": 1, "heun": 2, "ab2": 2, "dpmpp_2m": 2}
-EVALUATIONS = {"euler": 1, "heun": 2, "ab2": 1, "dpmpp_2m": 1}
+ORDER = {"euler": 1, "heun": 2, "ab2": 2, "ab2_even": 2, "dpmpp_2m": 2}
+EVALUATIONS = {"euler": 1, "heun": 2, "ab2": 1, "ab2_even": 1, "dpmpp_2m": 1}
 
 every = pytest.mark.parametrize("name", SAMPLERS)
 grids = st.lists(st.floats(0, 1), min_size=3, max_size=8, unique=True).map(

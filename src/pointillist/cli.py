@@ -75,6 +75,9 @@ def sample(
     interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
     ema: Annotated[float | None, typer.Option(help="Which average; 0 the raw weights.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    hints: Annotated[
+        Path | None, typer.Option(help="CSV of known pixels: x,y,r,g,b, from the top left.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="One seed; picture i is (seed, i).")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures at once.")] = 64,
     out: Annotated[Path, typer.Option(help="A .png sheet, or a folder.")] = Path("out/samples.png"),
@@ -87,6 +90,7 @@ def sample(
 
     from pointillist.console import Drawing
     from pointillist.data.decode import SUFFIXES
+    from pointillist.data.known_pixels import read_pixels
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
@@ -115,9 +119,12 @@ def sample(
         count=count, label=labels, size=_size(size), steps=steps, sampler=sampler,
         guidance=guidance, interval=_interval(interval), seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
+    known = None
+    if hints is not None:
+        known = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size)
     begun = time.perf_counter()
     with Drawing(count) as drawing:
-        found = trained.answer(ask, progress=drawing)
+        found = trained.answer(ask, progress=drawing, known=known)
     seconds = time.perf_counter() - begun
     pictures = flat(found.x)
     if out.suffix == ".png":

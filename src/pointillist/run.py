@@ -27,7 +27,7 @@ from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
 from pointillist.samplers import SAMPLERS
 from pointillist.strict_yaml import parse_yaml
-from pointillist.tasks import GenerateConfig, Task
+from pointillist.tasks import GenerateConfig, HintsConfig, Task
 from pointillist.types import Count, InputError, Spec, config
 from pointillist.version import FORMAT, made_by
 
@@ -135,6 +135,7 @@ class Run:
             raise InputError(
                 "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
             )
+        self._check_hints()
         scale = self.sample.guidance.scale
         if scale != 1 and not spec.classes:
             raise InputError(
@@ -144,6 +145,26 @@ class Run:
             raise InputError(
                 f"sample.guidance.scale is {scale}, but task.label_drop is 0, so no unlabelled "
                 f"answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
+            )
+
+    def _check_hints(self) -> None:
+        """Hints need a model with an input for them, and the other way round."""
+        if not isinstance(self.task, HintsConfig):
+            if self.model.hints:
+                raise InputError(
+                    f"model.hints is true, but task.kind is {self.task.kind}, so no pixel is ever "
+                    f"known; set task.kind=hints or model.hints=false"
+                )
+            return
+        if not self.model.hints:
+            raise InputError(
+                f"task.kind is hints, but model.hints is false, so model {self.model.kind} cannot "
+                f"see them; set model.hints=true"
+            )
+        if self.task.always and (self.train.grid or self.train.validate):
+            raise InputError(
+                "task.absent is 0, so the network never learns to answer without hints, which "
+                "train.grid and train.validate ask of it; set both to 0, or task.absent=0.1"
             )
 
 

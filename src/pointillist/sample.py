@@ -11,10 +11,12 @@ from pointillist.draws import Draw
 from pointillist.engine import checkpoint
 from pointillist.engine.device import autocast, is_out_of_memory, pick_device
 from pointillist.guidance import Count, GuidanceConfig, classifier_free, network_field
+from pointillist.known import on_grid
 from pointillist.models import Network
 from pointillist.run import Run, check_sampler
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
+from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, InputError, Spec, config
 
 
@@ -51,16 +53,25 @@ class Trained:
         self.network = Network(self.model)
 
     def sample(
-        self, count: int = 16, label: Any = None, *, watch: Watch | None = None, **ask: Any
+        self,
+        count: int = 16,
+        label: Any = None,
+        *,
+        known: Given | None = None,
+        watch: Watch | None = None,
+        **ask: Any,
     ) -> Tensor:
         """`count` pictures, `count c *space` in [-1, 1]; fields of `Ask` by name.
+
+        `known` holds pixels that are known, as `Given(seen=, mask=)` on the picture's grid or
+        `Given(at=, value=)` at points in [-1, 1]; they come back unchanged.
 
         `label` is a class by number or name, one for each picture, or None: the classes in turn.
         Picture i is a function of (seed, i) and the request, not of what it is batched with.
         """
         if isinstance(label, list):
             label = tuple(label)
-        return self.answer(Ask(count=count, label=label, **ask), watch).x
+        return self.answer(Ask(count=count, label=label, **ask), watch, known=known).x
 
     @torch.no_grad()
     def answer(
@@ -68,6 +79,7 @@ class Trained:
         ask: Ask,
         watch: Watch | None = None,
         progress: Callable[[int], None] | None = None,
+        known: Given | None = None,
     ) -> Samples:
         """Pictures with their labels and the evaluations they cost."""
         run = self.run.sample
@@ -99,10 +111,18 @@ class Trained:
                 f"learnt an unlabelled answer; leave it at 1"
             )
         labels = self._labels(ask.label, ask.count)
+        seen = mask = None
+        if known is not None:
+            seen, mask = on_grid(known, ask.count, self.spec.channels, size)
+        elif isinstance(self.run.task, HintsConfig) and self.run.task.always:
+            raise InputError("the run had task.absent 0 and never learnt to answer without hints; "
+                             "give some")  # fmt: skip
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
             given = Given(label=None if labels is None else labels[index].to(self.device))
+            if seen is not None and mask is not None:
+                given = show(given, seen[index].to(self.device), mask[index].to(self.device))
             count = Count()
             try:
                 draw, shape = Draw(ask.seed, index), (self.spec.channels, *size)
@@ -119,7 +139,10 @@ class Trained:
                     f"{index.shape[0]} of {'x'.join(map(str, size))} pixels at once do not fit "
                     f"into the memory of {self.device}; {remedy}"
                 ) from None
-            parts.append(x.float().cpu())
+            x = x.float().cpu()
+            if seen is not None and mask is not None:
+                x = torch.where(mask[index], seen[index], x)
+            parts.append(x)
             nfe = count.nfe
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))

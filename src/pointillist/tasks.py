@@ -1,11 +1,13 @@
 """Tasks: what the network may see, and where its answer counts."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from pointillist.draws import Draw
-from pointillist.types import Batch, Given, InputError, config
+from pointillist.types import Batch, Given, InputError, by_kind, config
 
 
 @config
@@ -19,15 +21,89 @@ class GenerateConfig:
     label_drop: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_drop <= 1:
-            raise InputError(f"task.label_drop is {self.label_drop}; it lies in [0, 1]")
+        in_unit("label_drop", self.label_drop)
 
     def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:
-        label = batch.label
-        if label is not None and self.label_drop:
-            drop = draw.uniform("label drop") < self.label_drop
-            label = torch.where(drop, -1, label)
-        return batch, Given(label=label, where=batch.where)
+        return batch, Given(label=dropped(batch.label, self.label_drop, draw), where=batch.where)
 
 
-Task = GenerateConfig  # a union by kind as soon as there is a second task
+@config
+class HintsConfig:
+    """A share of the pixels is known: their clean values are seen, beside the noisy state.
+
+    `share` may be a range, from which every sample draws its own. In a share `absent` of the
+    samples nothing is known, so that generating from nothing is learnt as well; an empty mask is
+    what the sampler shows then. `weight` is how much known pixels count in the loss: little, for
+    there the answer is given (jitmask: share 0.25, weight 0.1, absent 0).
+    """
+
+    kind: Literal["hints"] = "hints"
+    share: float | tuple[float, float] = 0.25
+    absent: float = 0.1
+    weight: float = 0.1
+    label_drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        low, high = self.range
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"task.share is {self.share}; it lies in [0, 1], a range rises")
+        if not high:
+            raise InputError("task.share is 0, so nothing is ever known; use task.kind=generate")
+        for name in ("absent", "label_drop"):
+            in_unit(name, getattr(self, name))
+        if self.weight < 0:
+            raise InputError(f"task.weight is {self.weight}; it must be 0 or more")
+        if not self.weight and high == 1:
+            raise InputError(
+                "task.weight is 0, so where all is known nothing would be learnt; keep task.share "
+                "below 1"
+            )
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest share."""
+        return self.share if isinstance(self.share, tuple) else (self.share, self.share)
+
+    @property
+    def always(self) -> bool:
+        """Whether a sample without any hint is never trained on."""
+        return not self.absent and self.range[0] > 0
+
+    def mask(self, draw: Draw, size: tuple[int, ...]) -> Bool[Tensor, "b 1 *space"]:
+        """Which places are known; every one by a draw of its own."""
+        low, high = self.range
+        share = low + (high - low) * draw.uniform("hint share")
+        share = torch.where(draw.uniform("hint drop") < self.absent, 0, share)
+        return draw.uniform("hints", (1, *size)) < share.view(-1, *[1] * (len(size) + 1))
+
+    def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:
+        if batch.where is not None:
+            raise InputError("task.kind is hints, but the data are scattered; hints lie on grids")
+        mask = self.mask(draw, tuple(batch.x.shape[2:]))
+        weight = torch.where(mask, self.weight, 1.0)
+        weight = weight if batch.weight is None else weight * batch.weight
+        label = dropped(batch.label, self.label_drop, draw)
+        return batch._replace(weight=weight), show(Given(label=label), batch.x, mask)
+
+
+def show(given: Given, values: Tensor, mask: Tensor) -> Given:
+    """`given` with the values seen where the mask is true; what lies elsewhere is left out.
+
+    Training and sampling both come through here, so they cannot show it differently.
+    """
+    return given._replace(seen=torch.where(mask, values, 0), mask=mask)
+
+
+def dropped(label: Tensor | None, share: float, draw: Draw) -> Tensor | None:
+    """Labels, -1 in a share of the samples."""
+    if label is None or not share:
+        return label
+    return torch.where(draw.uniform("label drop") < share, -1, label)
+
+
+def in_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"task.{name} is {value}; it lies in [0, 1]")
+
+
+Task = Annotated[GenerateConfig | HintsConfig, by_kind]

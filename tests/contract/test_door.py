@@ -103,7 +103,7 @@ def test_the_door_refuses_what_a_model_does_not_take():
     network = Network(DiTConfig(width=32, depth=1, heads=2).build(spec_of((8, 8))))
     x, t = torch.zeros(1, 2, 8, 8), torch.zeros(1)
     label = torch.zeros(1, dtype=torch.long)
-    with pytest.raises(InputError, match="dit takes no observations"):
+    with pytest.raises(InputError, match="dit of this run takes no hints"):
         network(x, t, Given(label=label, seen=x, mask=x.bool()))
     with pytest.raises(InputError, match="grids only"):
         network(x[:, :, 0], t, Given(label=label, where=torch.zeros(1, 8, 2)))

@@ -13,16 +13,23 @@ from pointillist.types import InputError
 
 
 class SelfAttention(nn.Module):
-    """Fused q, k, v with bias; optional RMSNorm of each head's q and k before an optional rotation.
+    """Fused q, k, v; optional RMSNorm of each head's q and k before an optional rotation.
 
     The norm comes before the rotation because its per-entry gain does not commute with turning.
-    `dropout` acts on what comes out, not on the attention weights.
+    `dropout` acts on what comes out, not on the attention weights; `bias` is that of q, k and v.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.qkv = Fused(width, 3 * width, parts=3)
+        self.qkv = Fused(width, 3 * width, parts=3, bias=bias)
         self.out = nn.Linear(width, width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()

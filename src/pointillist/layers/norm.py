@@ -19,21 +19,23 @@ class _RMSNormCPU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, given: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = given.to(weight.dtype)
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         r = mean_square.add_(eps).rsqrt_()
-        ctx.save_for_backward(x, r, weight)
+        ctx.save_for_backward(given, r, weight)
         return (x * r).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, r, weight = ctx.saved_tensors
+        given, r, weight = ctx.saved_tensors
+        x = given.to(weight.dtype)
         gx = g * x
         inner = (gx @ weight)[..., None]
         d_weight = r.flatten() @ gx.flatten(0, -2)
         dx = (g * weight).mul_(r).addcmul_(x, inner * r**3 / -x.shape[-1])
-        return dx, d_weight, None
+        return dx.to(given.dtype), d_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -45,10 +47,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Float[Tensor, "..."]:
-        x = x.float()
-        if x.device.type == "cpu":
+        if x.device.type in ("cpu", "meta"):  # meta: what is kept, for `describe`
             return _RMSNormCPU.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
 
 
 class PlainLayerNorm(nn.LayerNorm):

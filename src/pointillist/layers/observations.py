@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pointillist.types import InputError
+
 
 def centres(size: tuple[int, ...]) -> Float[Tensor, "k s"]:
     """Cell centres of a grid, row-major, in [-1, 1] along each axis: ((i + .5)/n) 2 - 1."""
@@ -53,3 +55,28 @@ def to_points(
     take = order[:, None].expand(b, c, m)
     valid = use.gather(2, take)
     return at, seen.flatten(2).gather(2, take).masked_fill(~valid, 0), valid
+
+
+def hint_channels(
+    seen: Float[Tensor, "b c *space"] | None,
+    mask: Bool[Tensor, "b _ *space"] | None,
+    channels: int,
+    size: tuple[int, ...],
+    device: torch.device,
+) -> Float[Tensor, "b d *space"]:
+    """Known values and, as a last channel, where they are known (1) and where not (0).
+
+    Nothing seen is zero everywhere, mask too; a cell known to be black, or mid-grey 0, has mask 1.
+    InputError where a cell is known in some of its channels only, or the grids differ.
+    """
+    if seen is None or mask is None:
+        return torch.zeros(1, channels + 1, *size, device=device)
+    if tuple(seen.shape[2:]) != size or tuple(mask.shape[2:]) != size:
+        raise InputError(
+            f"hints lie on a grid of {'x'.join(map(str, seen.shape[2:]))}, the picture has "
+            f"{'x'.join(map(str, size))}; give them on the picture's own grid"
+        )
+    known = mask.all(1, keepdim=True)
+    if mask.shape[1] > 1 and bool((known != mask).any()):
+        raise InputError("a hint gives some channels of a pixel only; give all of them")
+    return torch.cat((torch.where(known, seen, 0), known.to(seen.dtype)), 1)

@@ -1,7 +1,7 @@
 """Grids to tokens and back, for one, two or three axes."""
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pointillist.types import InputError
@@ -40,3 +40,32 @@ def unpatchify(
     sizes = dict(zip(cells.split(), patch_grid(size, p), strict=True))
     sizes |= dict.fromkeys(within.split(), p)
     return rearrange(tokens, f"b ({cells}) ({within} o) -> b o {grid}", **sizes)
+
+
+def pixels(x: Shaped[Tensor, "b c *space"], p: int, edge: int) -> Shaped[Tensor, "b n m c"]:
+    """The m = p^axes cells of every patch one by one; a patch is read in blocks of `edge` cells.
+
+    Blocks and the cells of a block are row-major, so the cells of one block lie together.
+    """
+    axes = x.dim() - 2
+    patch_grid(tuple(x.shape[2:]), p)
+    grid, cells, blocks, within = _nested(axes)
+    sizes = dict.fromkeys(blocks.split(), p // edge) | dict.fromkeys(within.split(), edge)
+    return rearrange(x, f"b c {grid} -> b ({cells}) ({blocks} {within}) c", **sizes)
+
+
+def unpixels(
+    x: Float[Tensor, "b n m c"], p: int, edge: int, size: tuple[int, ...]
+) -> Float[Tensor, "b c *space"]:
+    """The grid behind `pixels`."""
+    grid, cells, blocks, within = _nested(len(size))
+    sizes = dict(zip(cells.split(), patch_grid(size, p), strict=True))
+    sizes |= dict.fromkeys(blocks.split(), p // edge) | dict.fromkeys(within.split(), edge)
+    return rearrange(x, f"b ({cells}) ({blocks} {within}) c -> b c {grid}", **sizes)
+
+
+def _nested(axes: int) -> tuple[str, str, str, str]:
+    """For two axes "(h j p) (w k q)", "h w", "j k" and "p q": patches, their blocks, cells."""
+    cells, blocks, within = "fhw"[-axes:], "ijk"[-axes:], "rpq"[-axes:]
+    grid = " ".join(f"({n} {b} {p})" for n, b, p in zip(cells, blocks, within, strict=True))
+    return grid, " ".join(cells), " ".join(blocks), " ".join(within)

@@ -5,8 +5,9 @@ from typing import Annotated
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
+from pointillist.models.pixeldit import PixelDiTConfig
 from pointillist.types import by_kind
 
-Backbone = Annotated[DiTConfig | JiTConfig, by_kind]
+Backbone = Annotated[DiTConfig | JiTConfig | PixelDiTConfig, by_kind]
 
-__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network"]
+__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network", "PixelDiTConfig"]

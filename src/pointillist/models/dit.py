@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
 from pointillist.layers.fused import Fused
+from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
@@ -23,7 +24,9 @@ from pointillist.types import Given, InputError, Prediction, Spec, State, Takes,
 
 @config
 class DiTConfig:
-    """`learn_sigma` doubles the output channels, as published weights have them."""
+    """`learn_sigma` doubles the output channels, as published weights have them; `hints`: known
+    pixels are an input.
+    """
 
     kind: Literal["dit"] = "dit"
     width: int = 384
@@ -34,6 +37,7 @@ class DiTConfig:
     time_scale: float = 1000.0
     max_period: float = 1e4
     learn_sigma: bool = False
+    hints: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size"):
@@ -52,7 +56,7 @@ class Context(NamedTuple):
     """What needs neither the state nor the time."""
 
     label: Float[Tensor, "b d"] | None
-    place: Float[Tensor, "n d"]
+    place: Float[Tensor, "_ n d"]  # with the hints, where there are any
 
 
 class Block(nn.Module):
@@ -77,16 +81,16 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Patchify, add places, blocks, a modulated linear head, unpatchify."""
 
-    takes = Takes(axes=(1, 2, 3))
-
     def __init__(self, config: DiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
+        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if config.hints else "none")
         p, d = config.patch_size, config.width
         self.trained = patch_grid(spec.size, p)
         cells = p ** len(spec.size)
         outputs = spec.channels * (2 if config.learn_sigma else 1)
         self.patch = nn.Linear(spec.channels * cells, d)
+        self.hint = HintPatches(spec.channels, len(spec.size), p, d) if config.hints else None
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -100,7 +104,8 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for embedding in (self.time.up, self.time.out):
             nn.init.normal_(embedding.weight, std=0.02)
         if self.label is not None:
@@ -109,11 +114,14 @@ class DiT(nn.Module):
             self.modulation,
             self.head,
             *(block.get_submodule("modulation") for block in self.blocks),
+            *([] if self.hint is None else [self.hint]),
         )
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, device = patch_grid(size, self.config.patch_size), self.head.weight.device
-        place = sincos(grid, self.trained, self.config.width, device)
+        place = sincos(grid, self.trained, self.config.width, device)[None]
+        if self.hint is not None:
+            place = place + self.hint(self.hint.channels_of(given, size))
         label = None
         if self.label is not None:
             assert given.label is not None

@@ -24,7 +24,10 @@ def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: s
         raise InputError(f"model {name} answers on grids only, not at scattered places")
     gridded, scattered = given.seen is not None, given.at is not None
     if (gridded or scattered) and takes.observations == "none":
-        raise InputError(f"model {name} takes no observations")
+        raise InputError(
+            f"model {name} of this run takes no hints; train one with model.hints=true and "
+            f"task.kind=hints"
+        )
     if takes.observations == "gridded" and scattered:
         given = _gather_on_grid(given, size)
     if takes.observations == "scattered" and gridded:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
 from pointillist.layers.fused import Fused
+from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulate
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
@@ -26,7 +27,7 @@ from pointillist.types import Given, InputError, Prediction, Spec, State, Takes,
 @config
 class JiTConfig:
     """`dropout` acts behind the attention and inside the MLP of the middle half of the blocks
-    (published: 0.2 for H and G).
+    (published: 0.2 for H and G). `hints`: known pixels are an input.
     """
 
     kind: Literal["jit"] = "jit"
@@ -39,6 +40,7 @@ class JiTConfig:
     context_tokens: int = 32
     context_start: int = 4
     dropout: float = 0.0
+    hints: bool = False
     time_scale: float = 1.0
     max_period: float = 1e4
     theta: float = 1e4
@@ -70,7 +72,7 @@ class Context(NamedTuple):
 
     label: Float[Tensor, "b d"] | None
     tokens: Float[Tensor, "b m d"] | None
-    place: Float[Tensor, "n d"]
+    place: Float[Tensor, "_ n d"]  # with the hints, where there are any
     rotation: Rotation
     rotation_with_tokens: Rotation
 
@@ -98,16 +100,16 @@ class Block(nn.Module):
 class JiT(nn.Module):
     """Bottleneck patches plus places, blocks, class tokens from `context_start` on, linear head."""
 
-    takes = Takes(axes=(1, 2, 3))
-
     def __init__(self, config: JiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
+        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if config.hints else "none")
         p, d, depth = config.patch_size, config.width, config.depth
         self.trained = patch_grid(spec.size, p)
         cells = spec.channels * p ** len(spec.size)
         self.reduce = nn.Linear(cells, config.bottleneck, bias=False)
         self.patch = nn.Linear(config.bottleneck, d)
+        self.hint = HintPatches(spec.channels, len(spec.size), p, d) if config.hints else None
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
         self.token_place = (
@@ -139,6 +141,7 @@ class JiT(nn.Module):
             self.modulation,
             self.head,
             *(block.get_submodule("modulation") for block in self.blocks),
+            *([] if self.hint is None else [self.hint]),
         )
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
@@ -152,7 +155,9 @@ class JiT(nn.Module):
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        place = sincos(grid, self.trained, c.width, device)
+        place = sincos(grid, self.trained, c.width, device)[None]
+        if self.hint is not None:
+            place = place + self.hint(self.hint.channels_of(given, size))
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens, device)
         return Context(label, tokens, place, turn[c.context_tokens :], turn)
 

@@ -1,0 +1,91 @@
+"""Known pixels from a table: x, y and the colour of one pixel a line."""
+
+import csv
+import io
+from pathlib import Path
+
+import torch
+
+from pointillist.types import Given, InputError
+
+COLOURS = {1: ("v",), 3: ("r", "g", "b")}
+UNIT = "_unit"
+
+
+def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
+    """(seen, mask) of one picture of `size` = (h, w) from a CSV file.
+
+    Columns x and y count pixels from the top left, r, g, b (grey: v) run from 0 to 255; a name that
+    ends in `_unit` runs from 0 to 1. InputError names the line and what is wrong with it.
+    """
+    if len(size) != 2 or channels not in COLOURS:
+        raise InputError(f"{path}: known pixels are read for grey or colour pictures only")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"{path} cannot be read: {reason}") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    header = [name.strip() for name in rows.fieldnames or []]
+    rows.fieldnames = header
+    names = {}
+    for wanted in ("x", "y", *COLOURS[channels]):
+        there = [name for name in (wanted, wanted + UNIT) if name in header]
+        if len(there) != 1:
+            raise InputError(
+                f"{path} has columns {', '.join(header) or 'none'}; it needs x, y, "
+                f"{', '.join(COLOURS[channels])}, each once, with {UNIT} behind it for 0 to 1"
+            )
+        names[wanted] = there[0]
+    h, w = size
+    seen, mask = torch.zeros(1, channels, h, w), torch.zeros(1, 1, h, w, dtype=torch.bool)
+    try:
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            column = _cell(row, names["x"], w, where)
+            line = _cell(row, names["y"], h, where)
+            if mask[0, 0, line, column]:
+                raise InputError(f"{where} gives pixel x {column}, y {line} again; keep one")
+            mask[0, 0, line, column] = True
+            for i, colour in enumerate(COLOURS[channels]):
+                seen[0, i, line, column] = _level(row, names[colour], where)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {rows.line_num} is not CSV: {error}") from None
+    if not mask.any():
+        raise InputError(f"{path} holds no pixel; each line after the first gives one")
+    return Given(seen=seen, mask=mask)
+
+
+def _number(row: dict[str, str | None], name: str, where: str) -> float:
+    text = row.get(name)
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = float("nan")
+    if value != value or abs(value) == float("inf"):
+        raise InputError(f"{where}: {name} is {text!r}; it must be a number")
+    return value
+
+
+def _cell(row: dict[str, str | None], name: str, n: int, where: str) -> int:
+    """The number of a pixel along an axis of n."""
+    value = _number(row, name, where)
+    if name.endswith(UNIT):
+        if not 0 <= value <= 1:
+            raise InputError(f"{where}: {name} is {value:g}, outside of the picture; it lies in "
+                             f"[0, 1]")  # fmt: skip
+        return min(int(value * n), n - 1)
+    if not 0 <= value <= n - 1:
+        raise InputError(f"{where}: {name} is {value:g}, outside of the picture; it lies in 0 to "
+                         f"{n - 1}")  # fmt: skip
+    if value != int(value):
+        raise InputError(f"{where}: {name} is {value:g}; it is the whole number of a pixel")
+    return int(value)
+
+
+def _level(row: dict[str, str | None], name: str, where: str) -> float:
+    """A colour in [-1, 1]."""
+    value, top = _number(row, name, where), 1 if name.endswith(UNIT) else 255
+    if not 0 <= value <= top:
+        raise InputError(f"{where}: {name} is {value:g}; it lies in 0 to {top}")
+    return value / top * 2 - 1

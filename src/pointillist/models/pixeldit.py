@@ -1,0 +1,347 @@
+"""PixelDiT: two pathways, one of patches and one of pixels (arXiv 2511.20645).
+
+One idea: a transformer on large patches finds what is where, and its tokens then steer a second,
+narrow transformer in which every pixel is a token of its own (`models/pixel_path.py`). The noise of
+a single pixel is carried by the second, so predicting the velocity works at patch 16, which a plain
+linear head on patches cannot do.
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointillist.layers.attention import SelfAttention, check_heads, zero_
+from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.fused import Fused
+from pointillist.layers.hints import HintPatches
+from pointillist.layers.mlp import MLP, SwiGLU
+from pointillist.layers.norm import RMSNorm, modulate
+from pointillist.layers.patch import patch_grid, patchify, pixels, unpixels
+from pointillist.layers.rope import Rotation, rope
+from pointillist.models.pixel_path import HintModulation, PixelBlock, again
+from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
+
+
+@config
+class PixelDiTConfig:
+    """Defaults are the published B/16.
+
+    `modulation`: shift, scale and gate for every pixel, or one for all pixels of a patch.
+    `compaction`: edge of the block of pixels that is one token of the pixel attention (0: the whole
+    patch). `condition_time`, `condition_silu`: the pixels are steered by SiLU(s + time), as
+    released, or without the one or the other. `pixel_attention` false leaves compaction and
+    attention out of the pixel blocks; `pixel_rope` and `pixel_place` leave out the places of blocks
+    and pixels. `rope_span`: patches lie on [0, span] at any size (0: in steps of one, as in JiT).
+    `place` adds a fixed code to the patches, `context_tokens` join the patches at block
+    `context_start`; both are JiT's. `hints`: known pixels are an input of both pathways.
+    `recompute`: backward makes the pixels' modulation again instead of keeping it.
+    """
+
+    kind: Literal["pixeldit"] = "pixeldit"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch_size: int = 16
+    pixel_width: int = 16
+    pixel_depth: int = 2
+    pixel_gelu: Literal["exact", "tanh"] = "exact"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp_ratio: float = 4.0
+    bias: bool = False
+    modulation: Literal["pixel", "patch"] = "pixel"
+    post_modulation: bool = False
+    compaction: int = 0
+    pixel_attention: bool = True
+    pixel_rope: bool = True
+    pixel_place: bool = True
+    condition_time: bool = True
+    condition_silu: bool = True
+    place: bool = False
+    rope_span: float = 16.0
+    theta: float = 1e4
+    context_tokens: int = 0
+    context_start: int = 4
+    hints: bool = False
+    time_scale: float = 1.0
+    max_period: float = 10.0
+    recompute: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "pixel_width", "pixel_depth"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("mlp_ratio", "time_scale", "max_period", "theta"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
+        check_heads(self.width, self.heads)
+        for name in ("rope_span", "context_tokens"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.context_tokens and not 0 <= self.context_start < self.depth:
+            raise InputError(
+                f"model.context_start is {self.context_start}, but there are {self.depth} blocks; "
+                f"it lies in [0, {self.depth})"
+            )
+        if self.compaction < 0 or self.patch_size % self.block:
+            raise InputError(
+                f"model.compaction is {self.compaction}; it must divide model.patch_size "
+                f"{self.patch_size} (0: the whole patch)"
+            )
+        if not self.pixel_attention and self.compaction:
+            raise InputError(
+                f"model.compaction is {self.compaction}, but model.pixel_attention is false; "
+                f"set it to 0"
+            )
+
+    @property
+    def block(self) -> int:
+        """Edge of what is compacted into one token."""
+        return self.compaction or self.patch_size
+
+    def build(self, spec: Spec) -> "PixelDiT":
+        return PixelDiT(self, spec)
+
+
+class Context(NamedTuple):
+    """What needs neither the state nor the time."""
+
+    label: Float[Tensor, "b d"] | None
+    tokens: Float[Tensor, "b m d"] | None
+    place: Float[Tensor, "n d"] | None
+    rotation: Rotation
+    rotation_with_tokens: Rotation
+    pixel_place: Float[Tensor, "_ n m e"] | None
+    pixel_rotation: Rotation | None
+    hint: Float[Tensor, "b n d"] | None
+    pixel_hint: Float[Tensor, "b n m e"] | None
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each shifted, scaled and gated by time and label."""
+
+    def __init__(self, config: PixelDiTConfig) -> None:
+        super().__init__()
+        c, d = config, config.width
+        hidden = int(d * c.mlp_ratio)
+        self.norm1 = RMSNorm(d)
+        self.attention = SelfAttention(d, c.heads, qk_norm=True, bias=c.bias)
+        self.norm2 = RMSNorm(d)
+        self.mlp = (
+            SwiGLU(d, int(hidden * 2 / 3), bias=c.bias)
+            if c.mlp == "swiglu"
+            else MLP(d, hidden, exact=True)
+        )
+        self.modulation = Fused(d, 6 * d, parts=6)
+
+    def forward(self, x: Tensor, c: Tensor, rotation: Rotation) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
+        h = self.attention(modulate(self.norm1(x), shift1, scale1), rotation)
+        x = torch.addcmul(x, gate1.unsqueeze(1), h)
+        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return torch.addcmul(x, gate2.unsqueeze(1), h)
+
+
+class PixelDiT(nn.Module):
+    """Patches through `blocks` to s; pixels, steered by s, through `pixel_blocks` to the answer."""
+
+    def __init__(self, config: PixelDiTConfig, spec: Spec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        c, p, d, e = config, config.patch_size, config.width, config.pixel_width
+        axes, channels = len(spec.size), spec.channels
+        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if c.hints else "none")
+        self.trained = patch_grid(spec.size, p)
+        cells = p**axes
+        self.patch = nn.Linear(channels * cells, d)
+        self.time = TimeEmbedding(d, c.time_scale, c.max_period)
+        self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.token_place = (
+            nn.Parameter(torch.empty(c.context_tokens, d)) if c.context_tokens else None
+        )
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.pixel = nn.Linear(channels, e)
+        self.pixel_blocks = nn.ModuleList(
+            PixelBlock(
+                d, e, cells, c.block**axes, c.heads, patchwise=c.modulation == "patch",
+                post=c.post_modulation, attention=c.pixel_attention, mlp_ratio=c.mlp_ratio,
+                bias=c.bias, exact=c.pixel_gelu == "exact", recompute=c.recompute,
+            )
+            for _ in range(c.pixel_depth)
+        )  # fmt: skip
+        self.hint_patch = self.hint_pixel = None
+        if c.hints:
+            self.hint_patch = HintPatches(channels, axes, p, d)
+            self.hint_pixel = HintModulation(channels, e, *(0, 4) if c.post_modulation else (2, 4))
+        self.norm = RMSNorm(e)
+        self.head = nn.Linear(e, channels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for embeddings; zero for modulations, the first
+        layer of the patches' hints, the last of the pixels', and the head.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (self.time.up, self.time.out):
+            nn.init.normal_(embedding.weight, std=0.02)
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+        if self.token_place is not None:
+            nn.init.normal_(self.token_place, std=0.02)
+        zero_(self.head, *(block.get_submodule("modulation") for block in self.blocks))
+        for block in self.pixel_blocks:
+            zero_(*(m for m in (block.enter, block.leave) if isinstance(m, nn.Module)))
+        if self.hint_patch is not None and self.hint_pixel is not None:
+            pixel = self.hint_pixel
+            zero_(self.hint_patch, *(m for m in (pixel.enter, pixel.leave) if m is not None))
+
+    def condition(self, given: Given, size: tuple[int, ...]) -> Context:
+        c, device = self.config, self.head.weight.device
+        grid = patch_grid(size, c.patch_size)
+        label = tokens = hint = pixel_hint = pixel_place = pixel_turn = None
+        if self.label is not None:
+            assert given.label is not None
+            label = self.label(given.label)
+        if self.token_place is not None:
+            tokens = self.token_place[None]
+            if label is not None:
+                tokens = tokens + label[:, None]
+        if self.hint_patch is not None and self.hint_pixel is not None:
+            hints = self.hint_patch.channels_of(given, size)
+            hint = self.hint_patch(hints)
+            pixel_hint = self.hint_pixel(pixels(hints, c.patch_size, c.block))
+        place = sincos(grid, self.trained, c.width, device) if c.place else None
+        head = c.width // c.heads
+        turn = rope(grid, self.trained, head, c.theta, c.context_tokens, device, c.rope_span)
+        if c.pixel_place:
+            code = sincos(size, self.spec.size, c.pixel_width, device)
+            code = code.T.reshape(1, c.pixel_width, *size)
+            pixel_place = pixels(code, c.patch_size, c.block)
+        if c.pixel_rope and c.pixel_attention:
+            pixel_turn = self._block_rotation(size, head, device)
+        return Context(
+            label, tokens, place, turn[c.context_tokens :], turn, pixel_place, pixel_turn, hint,
+            pixel_hint,
+        )  # fmt: skip
+
+    def _block_rotation(self, size: tuple[int, ...], head: int, device: torch.device) -> Rotation:
+        """Places of the compacted blocks, in the order in which the patches hold them."""
+        c = self.config
+        grid, trained = (tuple(n // c.block for n in s) for s in (size, self.spec.size))
+        turn = rope(grid, trained, head, c.theta, 0, device, c.rope_span)
+        if c.block == c.patch_size:
+            return turn
+        turn = rearrange(turn, "n half -> 1 half n").unflatten(-1, grid)
+        return pixels(turn, c.patch_size // c.block, 1).flatten(0, 2)
+
+    def forward(
+        self, xt: State, t: Time, given: Given, context: Context | None = None
+    ) -> Prediction:
+        size, c = tuple(xt.shape[2:]), self.config
+        context = self.condition(given, size) if context is None else context
+        time = self.time(t)
+        steer = F.silu(time if context.label is None else time + context.label)
+
+        # Patches.
+        s = self.patch(patchify(xt, c.patch_size))
+        for extra in (context.place, context.hint):
+            s = s if extra is None else s + extra
+        rotation = context.rotation
+        for i, block in enumerate(self.blocks):
+            if context.tokens is not None and i == c.context_start:
+                s = torch.cat((context.tokens.expand(s.shape[0], -1, -1), s), 1)
+                rotation = context.rotation_with_tokens
+            s = block(s, steer, rotation)
+        if context.tokens is not None:
+            s = s[:, context.tokens.shape[1] :]
+        if c.condition_time:
+            s = s + time[:, None]
+        if c.condition_silu:
+            s = F.silu(s)
+
+        # Pixels.
+        x = self.pixel(pixels(xt, c.patch_size, c.block))
+        if context.pixel_place is not None:
+            x = x + context.pixel_place
+        for block in self.pixel_blocks:
+            x = block(x, s, context.pixel_rotation, context.pixel_hint, self.hint_pixel)
+        x = again(self._last, x) if c.recompute else self._last(x)
+        return Prediction(unpixels(x, c.patch_size, c.block, size))
+
+    def _last(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
+PUBLISHED = (
+    (r"s_embedder\.proj\.", "patch."),
+    (r"pixel_embedder\.proj\.", "pixel."),
+    (r"t_embedder\.mlp\.0\.", "time.up."),
+    (r"t_embedder\.mlp\.2\.", "time.out."),
+    (r"y_embedder\.embedding_table\.", "label.table."),
+    (r"^patch_blocks\.", "blocks."),
+    (r"\.attn\.proj\.", ".attention.out."),
+    (r"\.attn\.", ".attention."),
+    (r"\.mlp\.w2\.", ".mlp.down."),
+    (r"\.mlp\.fc1\.", ".mlp.up."),
+    (r"\.mlp\.fc2\.", ".mlp.down."),
+    (r"\.compress_to_attn\.", ".compact."),
+    (r"\.expand_from_attn\.", ".spread."),
+    (r"\.adaLN_modulation\.0\.", ".modulation."),
+    (r"final_layer\.norm\.", "norm."),
+    (r"final_layer\.linear\.", "head."),
+)
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the published class-conditional PixelDiT under our names.
+
+    Three things lie otherwise there: gate and up of SwiGLU are two layers; the modulation's rows
+    are ordered (pixel, part, channel), here (part, pixel, channel), and in two layers; rotary pairs
+    of both axes alternate, x first, where here each axis has its own half of the head.
+    """
+    named: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for pattern, ours in PUBLISHED:
+            name = re.sub(pattern, ours, name)
+        named[name] = value
+    for name in list(named):
+        if name.endswith("q_norm.weight"):
+            order = _unalternated(named[name].shape[0])
+            stem = name.removesuffix("q_norm.weight")
+            for norm in (name, stem + "k_norm.weight"):
+                named[norm] = named[norm][order]
+            for part in ("weight", "bias"):
+                if (fused := f"{stem}qkv.{part}") in named:
+                    named[fused] = _reorder_heads(named[fused], order)
+        elif ".mlp.w1." in name:
+            up = named.pop(name.replace(".w1.", ".w3."))
+            named[name.replace(".w1.", ".gate_up.")] = torch.cat((named.pop(name), up))
+        elif name.startswith("pixel_blocks.") and ".modulation." in name:
+            cells = named["patch.weight"].shape[1] // named["pixel.weight"].shape[1]
+            rows = named.pop(name).unflatten(0, (cells, -1, named["head.weight"].shape[1]))
+            rows = rows.transpose(0, 1)  # (part, pixel, channel, ...)
+            split = 2 if rows.shape[0] == 6 else 0  # post-modulation has no questions to modulate
+            for layer, part in (("enter", rows[:split]), ("leave", rows[split:])):
+                if part.shape[0]:
+                    named[name.replace("modulation", f"{layer}.linear")] = part.flatten(0, 2)
+    return named
+
+
+def _unalternated(head: int) -> Tensor:
+    """Entries of a head in our order: the pairs of the rows' axis, then those of the columns'."""
+    pairs = torch.arange(head).view(-1, 2)
+    return torch.cat((pairs[1::2], pairs[0::2])).flatten()
+
+
+def _reorder_heads(fused: Tensor, order: Tensor) -> Tensor:
+    """The rows of q and k, head by head, in another order."""
+    parts = fused.unflatten(0, (3, -1, order.shape[0]))
+    return torch.cat((parts[:2, :, order], parts[2:])).flatten(0, 2)

@@ -1,0 +1,147 @@
+"""Known pixels: every grid model sees them, and alike in training and in sampling."""
+
+import pytest
+import torch
+
+from pointillist.draws import Draw
+from pointillist.layers.hints import HintPatches
+from pointillist.models import Network
+from pointillist.run import Run
+from pointillist.sample import Trained
+from pointillist.tasks import HintsConfig, show
+from pointillist.train import backward
+from pointillist.types import Batch, Given, InputError
+
+from .test_models import CONFIGS, SIZES, asked, spec_of, toy
+
+HINTED = [config for config in CONFIGS if hasattr(config(), "hints")]
+every = pytest.mark.parametrize("config", HINTED)
+SIZE = (8, 12)
+
+
+def test_every_grid_model_takes_hints():
+    assert len(HINTED) == len([c for c in CONFIGS if not toy(c, (8, 8)).takes.sets])
+
+
+def hinted(config, size=SIZE):
+    network = Network(toy(config, size, hints=True))
+    x, t, given = asked(size)
+    mask = Draw(2, torch.arange(3)).uniform("mask", (1, *size)) < 0.4
+    return network, x, t, given, mask
+
+
+@pytest.mark.parametrize("size", SIZES)
+@every
+def test_hints_change_the_answer_and_what_is_hidden_does_not(config, size):
+    network, x, t, given, mask = hinted(config, size)
+    clean = Draw(3, torch.arange(3)).normal("clean", (2, *size))
+    seen = network(x, t, given._replace(seen=clean, mask=mask)).value
+    other = torch.where(mask, clean, torch.nan)
+    assert torch.equal(network(x, t, given._replace(seen=other, mask=mask)).value, seen)
+    assert (seen - network(x, t, given).value).abs().max() > 1e-3
+
+
+@every
+def test_nothing_known_is_the_same_said_either_way(config):
+    network, x, t, given, mask = hinted(config)
+    nothing = given._replace(seen=x, mask=torch.zeros_like(mask))
+    torch.testing.assert_close(network(x, t, nothing).value, network(x, t, given).value)
+
+
+@every
+@pytest.mark.parametrize("level", [-1.0, 0.0], ids=["black", "grey"])
+def test_a_hint_of_any_colour_differs_from_no_hint(config, level):
+    network, x, t, given, mask = hinted(config)
+    seen = network(x, t, given._replace(seen=torch.full_like(x, level), mask=mask)).value
+    assert (seen - network(x, t, given).value).abs().max() > 1e-3
+
+
+@every
+def test_the_hint_of_one_pixel_changes_others(config):
+    network, x, t, given, mask = hinted(config)
+    mask[..., 1, 1] = True
+    other = x.clone()
+    other[..., 1, 1] += 1
+    before, after = (network(x, t, given._replace(seen=s, mask=mask)).value for s in (x, other))
+    change = (before - after).abs().amax((0, 1))
+    change[1, 1] = 0
+    assert change[:4, :4].max() > 1e-5, "in its own patch"
+    assert change[4:, 8:].max() > 1e-6, "far away"
+
+
+@every
+def test_a_context_with_hints_equals_one_made_inside(config):
+    network, x, t, given, mask = hinted(config)
+    given = given._replace(seen=x, mask=mask)
+    context = network.condition(given, SIZE)
+    assert torch.equal(network(x, t, given, context).value, network(x, t, given).value)
+
+
+@every
+def test_hints_on_another_grid_or_of_single_channels_are_refused(config):
+    network, x, t, given, mask = hinted(config)
+    with pytest.raises(InputError, match="hints lie on a grid of 8x8, the picture has 8x12"):
+        network(x, t, given._replace(seen=x[..., :8], mask=mask[..., :8]))
+    half = mask.expand(-1, 2, -1, -1).clone()
+    half[:, 0] = False
+    with pytest.raises(InputError, match="some channels of a pixel only"):
+        network(x, t, given._replace(seen=x, mask=half))
+
+
+class Overheard:
+    """What the hint layer of a model is shown, call by call."""
+
+    def __init__(self, model, monkeypatch):
+        self.shown = []
+        plain = HintPatches.forward
+
+        def forward(layer, hints):
+            self.shown.append(hints.detach().clone())
+            return plain(layer, hints)
+
+        monkeypatch.setattr(HintPatches, "forward", forward)
+
+
+@every
+@pytest.mark.parametrize("absent", [0.0, 1.0], ids=["with hints", "without hints"])
+def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
+    """The channels that reach the model in training reach it in sampling, bit for bit."""
+    task = HintsConfig(share=(0.2, 0.6), absent=absent)
+    model = toy(config, SIZE, hints=True)
+    run = Run(model=model.config, task=task)
+    x, _, given = asked(SIZE)
+    batch = Batch(torch.arange(3), x, label=torch.tensor([0, 1, 2]))
+    ears = Overheard(model, monkeypatch)
+    backward(run, Network(model), batch, torch.device("cpu"))
+    trained_on = ears.shown.pop()
+
+    draw = Draw(run.seed, batch.index)
+    flipped = run.augment(batch, draw).x
+    known = Given(seen=flipped, mask=task.mask(draw, SIZE)) if not absent else None
+    trained = Trained(run, spec_of(SIZE), model, torch.device("cpu"))
+    found = trained.sample(3, steps=1, sampler="euler", guidance=1.0, known=known)
+    (sampled_from,) = ears.shown
+    assert torch.equal(trained_on, sampled_from.expand_as(trained_on))
+    if known is not None:
+        assert 0 < known.mask.float().mean() < 1
+        assert torch.equal(
+            torch.where(known.mask, found, 0), show(Given(), flipped, known.mask).seen
+        )
+
+
+def test_the_share_of_known_pixels_is_the_one_that_was_asked_for():
+    draw = Draw(0, torch.arange(4000))
+    fixed = HintsConfig(share=0.25, absent=0.2).mask(draw, (8, 8)).float().flatten(1).mean(1)
+    assert (fixed == 0).float().mean() == pytest.approx(0.2, abs=0.02)
+    assert fixed[fixed > 0].mean() == pytest.approx(0.25, abs=0.01)
+    ranged = HintsConfig(share=(0.1, 0.7), absent=0.0).mask(draw, (16, 16)).float()
+    share = ranged.flatten(1).mean(1)
+    assert share.mean() == pytest.approx(0.4, abs=0.01)
+    assert share.std() == pytest.approx(0.6 / 12**0.5, rel=0.1)
+
+
+def test_known_pixels_count_little_in_the_loss():
+    x = torch.zeros(2, 3, 4, 4)
+    task = HintsConfig(share=0.5, absent=0.0, weight=0.1)
+    batch, given = task(Batch(torch.arange(2), x), Draw(0, torch.arange(2)))
+    assert torch.equal(batch.weight, torch.where(given.mask, 0.1, 1.0))

@@ -1,0 +1,141 @@
+"""Known pixels at the door of sampling: a table or tensors, checked, and given back unchanged."""
+
+import pytest
+import torch
+
+from pointillist.data.known_pixels import read_pixels
+from pointillist.known import on_grid
+from pointillist.run import Run
+from pointillist.sample import untrained
+from pointillist.types import Given, InputError
+
+
+@pytest.fixture(scope="module")
+def trained():
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2", "model.hints=true",
+                   "task.kind=hints")  # fmt: skip
+    model = untrained(run, run.data.promise(), "cpu")
+    with torch.no_grad():
+        for p in model.model.parameters():
+            if not p.any():
+                p.normal_(std=0.05)
+    return model
+
+
+def table(tmp_path, text):
+    path = tmp_path / "hints.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_pixels_is_read_from_the_top_left(tmp_path):
+    path = table(tmp_path, "x,y,r,g,b\n3,1,255,0,127.5\n0,0,0,0,0\n")
+    known = read_pixels(path, 3, (4, 8))
+    assert known.mask.nonzero()[:, 2:].tolist() == [[0, 0], [1, 3]]
+    assert known.seen[0, :, 1, 3].tolist() == [1, -1, 0]
+    unit = table(tmp_path, "y_unit,x_unit,r_unit,g_unit,b_unit\n1,0.4,1,0,0.5\n")
+    known = read_pixels(unit, 3, (4, 8))
+    assert known.mask.nonzero()[:, 2:].tolist() == [[3, 3]]
+    assert known.seen[0, :, 3, 3].tolist() == [1, -1, 0]
+    grey = read_pixels(table(tmp_path, "x,y,v\n0,0,255\n"), 1, (2, 2))
+    assert grey.seen[0, 0].tolist() == [[1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x,y,r,g,b\n8,0,1,1,1\n", "line 2: x is 8, outside of the picture; it lies in 0 to 7"),
+     ("x,y,r,g,b\n0,-1,1,1,1\n", "line 2: y is -1, outside of the picture"),
+     ("x,y,r,g,b\n0,0,1,1,1\n0,0,2,2,2\n", "line 3 gives pixel x 0, y 0 again"),
+     ("x,y,r,g,b\n0.5,0,1,1,1\n", "x is 0.5; it is the whole number"),
+     ("x,y,r,g,b\n0,0,256,1,1\n", "r is 256; it lies in 0 to 255"),
+     ("x,y,r,g,b\n0,0,red,1,1\n", "r is 'red'; it must be a number"),
+     ("x,y,r,g,b\n0,0,1\n", "g is None; it must be a number"),
+     ("x,y,r,g,b\n0,0,nan,1,1\n", "r is 'nan'; it must be a number"),
+     ("x_unit,y,r,g,b\n1.5,0,1,1,1\n", "x_unit is 1.5, outside of the picture"),
+     ("x,y,r,g\n0,0,1,1\n", "has columns x, y, r, g; it needs x, y, r, g, b"),
+     ("x,x_unit,y,r,g,b\n0,0,0,1,1,1\n", "each once"), ("", "has columns none"),
+     ("x,y,r,g,b\n", "holds no pixel")],
+)  # fmt: skip
+def test_a_wrong_table_is_one_sentence(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_pixels(table(tmp_path, text), 3, (4, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_not_there_or_not_text_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_pixels(tmp_path / "none.csv", 3, (4, 8))
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_pixels(tmp_path / "bytes.csv", 3, (4, 8))
+    with pytest.raises(InputError, match="grey or colour pictures only"):
+        read_pixels(tmp_path / "none.csv", 3, (4, 4, 4))
+
+
+def test_points_and_grid_say_the_same():
+    seen = torch.tensor([[[[0.5, 0.0], [0.0, -0.25]]]])
+    mask = seen != 0
+    at = torch.tensor([[[-0.5, -0.5], [0.5, 0.5]]])
+    from_grid = on_grid(Given(seen=seen, mask=mask), 3, 1, (2, 2))
+    from_points = on_grid(Given(at=at, value=torch.tensor([[[0.5, -0.25]]])), 3, 1, (2, 2))
+    for a, b in zip(from_grid, from_points, strict=True):
+        assert torch.equal(a, b) and a.shape[0] == 3
+
+
+def test_nan_is_not_known():
+    seen = torch.tensor([[[[0.5, torch.nan]]]])
+    values, mask = on_grid(Given(seen=seen, mask=torch.ones(1, 1, 1, 2).bool()), 1, 1, (1, 2))
+    assert mask.tolist() == [[[[True, False]]]] and values.tolist() == [[[[0.5, 0.0]]]]
+
+
+X = torch.zeros(1, 3, 4, 4)
+M = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [(Given(seen=X, mask=M[..., :2]), "hints lie on 4x4 pixels|give them on the same grid"),
+     (Given(seen=X[:, :1], mask=M), "hints have 1 channels, the pictures 3"),
+     (Given(seen=X.expand(3, -1, -1, -1), mask=M.expand(3, -1, -1, -1)), "for 3 pictures, 2 are"),
+     (Given(at=torch.tensor([[[0.0, 0.0], [0.0, 1.5]]]), value=torch.zeros(1, 3, 2)),
+      "hint 1 of row 0 lies at .*outside of the picture"),
+     (Given(), "seen and mask, or by at and value"),
+     (Given(seen=X, mask=torch.cat((M, M, ~M), 1)), "some channels of a pixel only")],
+)  # fmt: skip
+def test_hints_that_do_not_fit_are_one_sentence(known, message):
+    with pytest.raises(InputError, match=message):
+        on_grid(known, 2, 3, (4, 4))
+
+
+def test_known_pixels_come_back_unchanged_and_the_rest_follows_them(trained):
+    mask = torch.rand(1, 1, 32, 32, generator=torch.manual_seed(0)) < 0.3
+    first, second = (torch.full((1, 3, 32, 32), level) for level in (-0.9, 0.9))
+    found = [trained.sample(2, steps=2, known=Given(seen=s, mask=mask)) for s in (first, second)]
+    for x, seen in zip(found, (first, second), strict=True):
+        assert torch.equal(torch.where(mask, x, 0), torch.where(mask, seen, 0).expand_as(x))
+    hidden = ~mask.expand_as(found[0])
+    assert (found[0] - found[1])[hidden].abs().max() > 1e-3
+
+
+def test_pictures_with_hints_of_their_own_are_the_same_in_any_batch(trained):
+    seen = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 3, 32, 32)
+    known = Given(seen=seen, mask=torch.ones(4, 1, 32, 32).bool())
+    whole = trained.sample(4, steps=1, known=known, batch=4)
+    torch.testing.assert_close(trained.sample(4, steps=1, known=known, batch=3), whole)
+    assert torch.equal(whole, seen)
+
+
+def test_a_run_that_was_not_taught_hints_says_how(trained):
+    plain = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
+    model = untrained(plain, plain.data.promise(), "cpu")
+    known = Given(seen=torch.zeros(1, 3, 32, 32), mask=torch.ones(1, 1, 32, 32).bool())
+    with pytest.raises(InputError, match="takes no hints; train one with model.hints=true"):
+        model.sample(1, steps=1, known=known)
+
+
+def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2",
+                   "model.hints=true", "task.kind=hints", "task.absent=0", "train.grid=0",
+                   "train.validate=0")  # fmt: skip
+    with pytest.raises(InputError, match="never learnt to answer without hints; give some"):
+        untrained(run, run.data.promise(), "cpu").sample(1, steps=1)
