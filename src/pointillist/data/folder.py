@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from pointillist.data.decode import SUFFIXES, Decoded, decode, quiet
+from pointillist.data.decode import SUFFIXES, Decoded, Fit, decode, quiet
 from pointillist.data.report import Refused, Report
 from pointillist.data.source import InMemory, Rows, Source
 from pointillist.types import InputError, Spec, config, grid_axes
@@ -37,8 +37,8 @@ def parse_size(value: Any) -> Any:
 
 @config
 class FolderConfig:
-    """`size` is an edge or HxW; `fit` crops the centre or pads with white; `enlarge` takes files
-    that are smaller than that.
+    """`size` is an edge or HxW; `fit` crops the centre, pads with white or crops as ADM does;
+    `enlarge` takes files that are smaller than that.
 
     Sub-folders `train` and `test` (or `val`, `valid`, `validation`, `dev`) are the splits where
     both exist; otherwise a share `test_share` of the files, by a hash of their names, is held out.
@@ -48,7 +48,7 @@ class FolderConfig:
     kind: Literal["folder"] = "folder"
     path: str = "data/pictures"
     size: Annotated[int | tuple[int, int], BeforeValidator(parse_size)] = 64
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Fit = "crop"
     enlarge: bool = False
     channels: Literal[1, 3] = 3
     classes: int = 0
