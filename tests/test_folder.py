@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pointillist.data import FolderConfig
+from pointillist.data import FolderConfig, collection
 from pointillist.data import folder as folder_file
 from pointillist.data.decode import decode
 from pointillist.data.loader import batches
@@ -271,7 +271,7 @@ def test_sizes_may_be_oblong_and_out_of_range_fields_are_named(root):
 
 def test_a_large_set_is_decoded_in_workers_as_a_small_one_is_in_memory(root, monkeypatch):
     small = config(root).open("train")
-    monkeypatch.setattr(folder_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(collection, "IN_MEMORY", 0)
     large = config(root).open("train")
     assert small.in_memory and not large.in_memory and len(small) == len(large)
     expected = list(batches(small, 0, 0, 9, 4))
@@ -281,7 +281,7 @@ def test_a_large_set_is_decoded_in_workers_as_a_small_one_is_in_memory(root, mon
 
 
 def test_an_unreadable_file_of_a_large_set_gives_way_to_the_next(root, monkeypatch):
-    monkeypatch.setattr(folder_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(collection, "IN_MEMORY", 0)
     source = config(root).open("train")
     broken = source.items[1].file
     (root / broken).write_bytes(b"no")
@@ -336,7 +336,7 @@ def test_links_are_followed_once_and_dangling_ones_are_refused(root, tmp_path_fa
     report = check(config(root))
     assert report.spec.classes == ("bird", "cat", "dog") and sum(report.used.values()) == 6
     assert [(one.file, one.kind) for one in report.refused] == [("cat/gone.png", "unreadable")]
-    monkeypatch.setattr(folder_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(collection, "IN_MEMORY", 0)
     sources = [config(root).open(split) for split in ("train", "test")]
     assert sum(len(source) for source in sources) == 6
     assert [one.file for source in sources for one in source.refused] == ["cat/gone.png"]

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 import pointillist as pt
-from pointillist.data import EmojiConfig
-from pointillist.data import folder as folder_file
+from pointillist.data import EmojiConfig, collection
 from pointillist.data.loader import batches
 from pointillist.data.source import InMemory
 from pointillist.draws import Draw
@@ -144,7 +143,7 @@ def test_micro_batches_train_the_same_up_to_rounding(unbroken, tmp_path):
 
 def decoded_as_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """A folder of pictures that counts as too large for the memory."""
-    monkeypatch.setattr(folder_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(collection, "IN_MEMORY", 0)
     for i in range(40):
         (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (6 * i, 255 - 5 * i, 90)).save(folder / "ab"[i % 2] / f"{i}.png")

@@ -1,28 +1,22 @@
 """A folder of pictures: class = sub-folder, caption = a .txt beside the picture or metadata."""
 
 import csv
-import dataclasses
-import hashlib
 import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import BeforeValidator
 
-from pointillist.data.decode import SUFFIXES, Decoded, Fit, decode, quiet
+from pointillist.data.collection import Item, Listing, examine, held_out, open_split
+from pointillist.data.decode import SUFFIXES, Decoded, Fit, decode
 from pointillist.data.report import Refused, Report
-from pointillist.data.source import InMemory, Rows, Source
+from pointillist.data.source import Source
 from pointillist.types import InputError, Spec, config, grid_axes
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-IN_MEMORY = 512 << 20  # bytes of decoded pictures; larger sets are decoded as they are needed
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation", "dev")}
 
 
@@ -82,65 +76,24 @@ class FolderConfig:
         return Spec(channels=self.channels, axes=grid_axes(self.grid), classes=classes,
                     captions=captions, offset=offset, scale=offset, **more)  # fmt: skip
 
-    def decode(self, item: "Item") -> Decoded:
+    def weigh(self, item: Item) -> int:
+        """Bytes of the file, OSError where it is gone."""
+        return (self.root / item.file).stat().st_size
+
+    def decode(self, item: Item) -> Decoded:
         return decode(self.root / item.file, self.grid, self.channels, self.fit, self.enlarge)
 
     def open(self, split: Literal["train", "test"]) -> Source:
         """The split: in memory where it fits, else decoded in workers as it is needed."""
         listing = scan(self)
-        items = [item for item in listing.items if item.split == split]
-        spec = self._spec(listing.classes, any(item.captions for item in listing.items))
-        if len(items) * spec.channels * spec.cells > IN_MEMORY:
-            return Lazy(self, items, spec, listing.refused)
-        # A split without one readable picture (of a handful of files) takes the other's too.
-        source = _load(self, items, spec) or _load_any(self, listing.items, spec)
-        source.refused += tuple(listing.refused)
-        return source
+        captions = any(item.captions for item in listing.items)
+        return open_split(self, listing, self._spec(listing.classes, captions), split)
 
     def examine(self) -> Report:
         """Decode everything once and count."""
         listing = scan(self)
-        captions = any(item.captions for item in listing.items)
-        spec = self._spec(listing.classes, captions)
-        aside = sum(one.kind in ("outside", "unreadable") for one in listing.refused)
-        report = Report(self.path, spec, len(listing.items) + aside, {"train": 0, "test": 0})
-        report.refused, report.ignored = list(listing.refused), listing.ignored
-        for item, found in zip(listing.items, decode_all(self, listing.items), strict=True):
-            if isinstance(found, InputError):
-                report.refused.append(Refused(item.file, str(found)))
-                continue
-            report.used[item.split] += 1
-            report.shapes[found.shape] += 1
-            report.notes.update(found.notes)
-            if item.label >= 0:
-                report.classes[listing.classes[item.label]] += 1
-            elif listing.classes:
-                report.unlabelled.append(item.file)
-            if captions and not item.captions:
-                report.uncaptioned.append(item.file)
-        # As `open` does: a split without one usable picture takes the other's.
-        for split, other in (("train", "test"), ("test", "train")):
-            if not report.used[split] and report.used[other]:
-                report.used[split], report.borrowed = report.used[other], split
-        return report
-
-
-class Item(NamedTuple):
-    """One picture: its file relative to the folder, class (-1: none), captions and split."""
-
-    file: str
-    label: int
-    captions: tuple[str, ...]
-    split: str
-
-
-class Listing(NamedTuple):
-    """What lies below a folder: pictures to be decoded, and what is refused without looking."""
-
-    items: list[Item]
-    classes: tuple[str, ...]
-    refused: list[Refused]
-    ignored: Counter[str]  # files with other endings
+        spec = self._spec(listing.classes, any(item.captions for item in listing.items))
+        return examine(self, listing, spec)
 
 
 def scan(config: FolderConfig) -> Listing:
@@ -177,7 +130,7 @@ def scan(config: FolderConfig) -> Listing:
             f"data.classes is {config.classes}, but data.path {config.path} has {len(classes)} "
             f"sub-folders of pictures; set data.classes=0 to take what is there"
         )
-    held = set() if given else _held_out(files, config.test_share)
+    held = set() if given else held_out(files, config.test_share)
     number = {name: i for i, name in enumerate(classes)}
     items = []
     for file in files:
@@ -230,17 +183,6 @@ def _pictures(root: Path) -> tuple[list[str], list[Refused], Counter[str]]:
 def _shown(name: str) -> str:
     """A file name in UTF-8, with what is not written as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _held_out(files: list[str], share: float) -> set[str]:
-    """Files whose hash falls into the share, so that new files move no old one; at least one."""
-
-    def place(file: str) -> float:
-        digest = hashlib.blake2b(file.encode(), digest_size=8).digest()
-        return int.from_bytes(digest) / 2**64
-
-    held = {file for file in files if place(file) < share}
-    return held if 0 < len(held) < len(files) else {min(files, key=place)}
 
 
 def _beside(path: Path) -> tuple[str, ...]:
@@ -301,107 +243,3 @@ def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path}, line {number} is not a JSON object; one a line is read")
         rows.append((number, row))
     return rows
-
-
-def decode_all(config: FolderConfig, items: Sequence[Item]) -> Iterator[Decoded | InputError]:
-    """Every picture in turn, or the reason against it; decoders release Python's lock, so threads.
-
-    No more than a few hundred wait to be taken, however large the set is.
-    """
-
-    def one(item: Item) -> Decoded | InputError:
-        try:
-            return config.decode(item)
-        except InputError as error:
-            return error
-
-    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(items), 256):
-            yield from pool.map(one, items[first : first + 256])
-
-
-def _load_any(config: FolderConfig, items: list[Item], spec: Spec) -> InMemory:
-    found = _load(config, items, spec)
-    if found is None:
-        first = items[0]
-        why = next(decode_all(config, items[:1]))
-        raise InputError(
-            f"none of the {len(items)} pictures in data.path {config.path} can be used; the first "
-            f"is {first.file}, {why}"
-        )
-    return found
-
-
-def _load(config: FolderConfig, items: list[Item], spec: Spec) -> InMemory | None:
-    """The readable pictures in memory, None where there is not one."""
-    found = list(decode_all(config, items))
-    good = [(i, d) for i, d in zip(items, found, strict=True) if isinstance(d, Decoded)]
-    refused = tuple(
-        Refused(i.file, str(d))
-        for i, d in zip(items, found, strict=True)
-        if not isinstance(d, Decoded)
-    )
-    if not good:
-        return None
-    x = torch.from_numpy(np.stack([decoded.x for _, decoded in good]))
-    digest = hashlib.blake2b(x.numpy().tobytes(), digest_size=16)
-    digest.update(repr([(i.file, i.label, i.captions) for i, _ in good]).encode())
-    spec = dataclasses.replace(spec, samples=len(good), fingerprint=digest.hexdigest())
-    label = torch.tensor([item.label for item, _ in good]) if spec.classes else None
-    caption = [item.captions for item, _ in good] if spec.captions else None
-    return InMemory(x, spec, label, caption, refused)
-
-
-class Lazy:
-    """A large set, decoded row by row; plain values only, so that workers can be spawned.
-
-    A file that turns out to be unreadable is named in `Rows.refused`, and the next readable one
-    takes its place, so that sample numbers keep their meaning.
-    """
-
-    in_memory = False
-
-    def __init__(
-        self, config: FolderConfig, items: list[Item], spec: Spec, refused: Sequence[Refused] = ()
-    ) -> None:
-        self.config, self.items, lost = config, [], list(refused)
-        digest = hashlib.blake2b(digest_size=16)
-        for item in items:
-            try:
-                size = (config.root / item.file).stat().st_size
-            except OSError as error:
-                lost.append(Refused(item.file, f"unreadable: {error.strerror}"))
-                continue
-            self.items.append(item)
-            digest.update(f"{item.file} {size} {item.label} {item.captions!r}\n".encode())
-        if not self.items:
-            raise InputError(f"not one of the {len(items)} pictures in data.path {config.path} is "
-                             f"there")  # fmt: skip
-        self.refused = tuple(lost)
-        self.spec = dataclasses.replace(
-            spec, samples=len(self.items), fingerprint=digest.hexdigest()
-        )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def rows(self, rows: Sequence[int]) -> Rows:
-        refused: list[Refused] = []
-        with quiet():
-            found = [self._readable(row, refused) for row in rows]
-        x = torch.from_numpy(np.stack([decoded.x for _, decoded in found]))
-        label = torch.tensor([item.label for item, _ in found]) if self.spec.classes else None
-        caption = tuple(item.captions for item, _ in found) if self.spec.captions else None
-        return Rows(x, label, caption, tuple(refused))
-
-    def _readable(self, row: int, refused: list[Refused]) -> tuple[Item, Decoded]:
-        for step in range(len(self.items)):
-            item = self.items[(row + step) % len(self.items)]
-            try:
-                return item, self.config.decode(item)
-            except InputError as error:
-                refused.append(Refused(item.file, str(error)))
-        raise InputError(
-            f"none of the {len(self.items)} pictures in data.path {self.config.path} can be used; "
-            f"the first is {refused[0].file}, {refused[0].reason}"
-        )
