@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,16 @@ from torch import Tensor
 from pointillist.types import InputError
 
 SHARD_BYTES = 2 << 30
-Groups = dict[str, dict[str, Tensor]]
+
+
+@runtime_checkable
+class Group(Protocol):
+    """Named tensors; a dict, or what makes each only when its turn to be written has come."""
+
+    def items(self) -> Iterable[tuple[str, Tensor]]: ...
+
+
+Groups = Mapping[str, Group]
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -100,7 +109,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
-def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Group, limit: int) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
     for name, value in tensors.items():
