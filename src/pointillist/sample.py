@@ -83,6 +83,11 @@ class Trained:
     ) -> Samples:
         """Pictures with their labels and the evaluations they cost."""
         run = self.run.sample
+        if getattr(self.run.model, "learn_sigma", False):
+            raise InputError(
+                "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
+                "this version does not sample; call the network itself (`pt.load(RUN).network`)"
+            )
         size = ask.size or self.spec.size
         if len(size) != len(self.spec.size):
             raise InputError(
