@@ -6,14 +6,14 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "pointillist"
 ROWS = [
     {"types", "version"},
-    {"draws", "engine", "strict_yaml"},
+    {"draws", "engine", "foreign", "strict_yaml"},
     {"layers", "objective", "pictures"},
     {"samplers"},
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
     {"models"},
-    {"run"},
+    {"published", "run"},
     {"runfolder", "known"},
-    {"evaluate", "sample", "describe"},
+    {"convert", "evaluate", "sample", "describe"},
     {"train"},
     {"console", "doctor"},
     {"demo"},

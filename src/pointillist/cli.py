@@ -160,7 +160,10 @@ def show(
     run = Run.load(source, *(overrides or []), *_device(device))
     # A run folder knows its data; they need not be at hand.
     folder = None if any(key.startswith("data") for key in overrides or []) else run_folder(source)
-    facts = describe(run, run.data.promise() if folder is None else read_spec(folder))
+    spec = run.data.promise() if folder is None else read_spec(folder)
+    if folder is None or overrides:  # what a run folder says was checked, or came from elsewhere
+        run.check(spec)
+    facts = describe(run, spec)
     if as_json:
         print(json.dumps({**facts, "run": to_dict(run)}))
         return
@@ -170,6 +173,26 @@ def show(
     print(f"# tokens            {facts['tokens']} a picture")
     print(f"# activations       {facts['activation_bytes'] / 1e6:.1f} MB a picture in training")
     print(f"# training memory   {facts['training_bytes'] / 1e9:.2f} GB, estimated")
+
+
+@app.command()
+def convert(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")] = ...,  # type: ignore[assignment]
+    as_json: AsJson = False,
+) -> None:
+    """Published weights in: a whole run folder, which `sample` and `show` take."""
+    from pointillist.convert import convert as convert_file
+
+    made = convert_file(family, checkpoint, out, tuple(overrides or []))
+    if as_json:
+        print(json.dumps({**made._asdict(), "out": str(made.out)}))
+        return
+    recipe = made.preset or "no preset's: see `pointillist show`, and set what differs"
+    kept = ", ".join(f"{decay:g}" for decay in made.ema if decay) or "none, the weights alone"
+    print(f"{made.parameters:,} parameters, averages {kept}, recipe {recipe}, in {made.out}")
 
 
 @app.command()

@@ -71,7 +71,13 @@ def check_same(run: Run, spec: Spec, out: Path) -> None:
                 f"{field} is {now.get(field)}, but the run in {out} has {before.get(field)}; "
                 f"resume with the same value or choose another --out"
             )
-    if read_spec(out).fingerprint != spec.fingerprint:
+    begun_with = read_spec(out).fingerprint
+    if begun_with != spec.fingerprint and not begun_with:
+        raise InputError(
+            f"the run in {out} was converted from published weights, and there is no optimizer "
+            f"state to go on from; train a new run in another --out"
+        )
+    if begun_with != spec.fingerprint:
         raise InputError(
             f"data.path holds other data than the run in {out} was begun with; bring them back or "
             f"choose another --out"

@@ -64,6 +64,7 @@ def _train(
     # Setup.
     device = pick_device(run.device)
     source, test = run.data.open("train"), run.data.open("test")
+    run.check(source.spec)
     facts = describe(run, source.spec)
     refuse_too_large(run, facts, free_memory(device), str(device))
     torch.manual_seed(run.seed)

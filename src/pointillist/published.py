@@ -1,0 +1,251 @@
+"""What published checkpoints of each family are called and shaped like, and what that says.
+
+A family is one record in `FAMILIES`: the names its weights have, how a configuration is read off
+their shapes, and how they are renamed. What weights do not say is in `unsaid`, with the sentence
+that asks for it.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pointillist.foreign import Weights, shown
+from pointillist.layers.embed import sincos
+from pointillist.models import dit, jit
+from pointillist.types import InputError
+
+
+class Seen(NamedTuple):
+    """What the weights say: fields of the model, and what they tell of the data.
+
+    `unsaid`: fields that no weight shows, each with what is known about it; `size` is the edge of a
+    picture in pixels, None where nothing tells.
+    """
+
+    model: dict[str, Any]
+    unsaid: dict[str, str]
+    channels: int
+    classes: int
+    size: int | None
+
+
+class Family(NamedTuple):
+    """`names` are the published ones, with `*` for the number of a block; `prefix` may stand before
+    all of them. `preset` is the published run whose recipe a size without a preset takes over;
+    `objective` turns the arguments of the training, where the file has them, and the edge of its
+    pictures into fields of the objective.
+    """
+
+    names: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Weights, Path], Seen]
+    rename: Callable[[Weights], Weights]
+    preset: str
+    prefix: str = ""
+    objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+
+
+# Names.
+
+WRAPPERS = ("module.", "_orig_mod.")  # what torch's data parallel and compile put before names
+
+
+def bare(family: Family, weights: Weights) -> Weights:
+    """The weights without the prefixes that all of their names have."""
+    for prefix in (*WRAPPERS, family.prefix, *WRAPPERS):
+        if prefix and all(name.startswith(prefix) for name in weights):
+            weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    return weights
+
+
+def check_names(name: str, family: Family, weights: Weights, path: Path) -> None:
+    """InputError, with the first name missing and the first too many, for another family's file."""
+    needed = expand(family.names, weights)
+    known = {*needed, *expand(family.optional, weights)}
+    missing = next((one for one in needed if one not in weights), None)
+    extra = next((one for one in weights if one not in known), None)
+    if missing is None and extra is None:
+        return
+    lacks = [] if missing is None else [f"{missing} is missing"]
+    holds = [] if extra is None else [f"{shown(extra)} is not one of its names"]
+    raise InputError(f"{path} is not a {name} checkpoint: {', and '.join(lacks + holds)}; name "
+                     f"another family or file")  # fmt: skip
+
+
+def expand(names: tuple[str, ...], weights: Weights) -> list[str]:
+    """The names with every `*` counted out, in order."""
+    full: list[str] = []
+    for one in names:
+        stem, star, _ = one.partition("*")
+        # At least one, so that weights without a block are told which one they lack.
+        count = max(1, depth(weights, stem)) if star else 1
+        full += [one.replace("*", str(i)) for i in range(count)]
+    return full
+
+
+def depth(weights: Weights, stem: str = "blocks.") -> int:
+    """How many different numbers follow `stem` in the names."""
+    pattern = re.compile(re.escape(stem) + r"(\d+)\.")
+    return len({match[1] for match in map(pattern.match, weights) if match})
+
+
+def _both(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}.{part}" for stem in stems for part in ("weight", "bias"))
+
+
+# Shapes.
+
+
+def shape(weights: Weights, name: str, axes: int, path: Path) -> tuple[int, ...]:
+    """The shape of a weight that has so many axes; InputError where it has another number."""
+    found = tuple(weights[name].shape)
+    if len(found) != axes:
+        raise InputError(f"{path}: {name} has shape {found}, published ones have {axes} axes; "
+                         f"name another file")  # fmt: skip
+    return found
+
+
+def square(patch: tuple[int, ...], name: str, path: Path) -> int:
+    if patch[0] != patch[1]:
+        raise InputError(f"{path}: {name} has patches of {patch[0]}x{patch[1]}; only square ones "
+                         f"are built")  # fmt: skip
+    return patch[0]
+
+
+def count_classes(weights: Weights, path: Path) -> int:
+    """Rows of the label table but the last, which is "no label"; 0 without a table."""
+    name = "y_embedder.embedding_table.weight"
+    return shape(weights, name, 2, path)[0] - 1 if name in weights else 0
+
+
+def edge(weights: Weights, p: int, path: Path) -> int | None:
+    """The picture's edge, from the stored table of places: it must be the fixed one, square."""
+    if "pos_embed" not in weights:
+        return None
+    _, tokens, width = shape(weights, "pos_embed", 3, path)
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise InputError(f"{path}: pos_embed has {tokens} places, which are no square; only square "
+                         f"pictures are published")  # fmt: skip
+    table = weights["pos_embed"][0].float()
+    fixed = sincos((side, side), (side, side), width)
+    off = float((table - fixed).abs().max())
+    # bfloat16 rounds the table by up to 0.004; a learnt one is elsewhere altogether.
+    if not off < 0.01:
+        raise InputError(f"{path}: pos_embed differs by {off:.2g} from the fixed sine-cosine "
+                         f"table, and learnt places are not built; name another file")  # fmt: skip
+    return side * p
+
+
+def ratio(width: int, hidden: int, size: Callable[[float], int]) -> float:
+    """An `mlp_ratio` for which a model of that width has that hidden size; a plain one if any."""
+    exact = next((m for m in range(hidden, 2 * hidden + 2) if size(m / width) == hidden), hidden)
+    for candidate in (4.0, round(exact / width, 2), exact / width, (exact + 0.25) / width):
+        if candidate > 0 and size(candidate) == hidden:
+            return candidate
+    return exact / width
+
+
+# JiT.
+
+
+def read_jit(weights: Weights, path: Path) -> Seen:
+    bottleneck, channels, *patch = shape(weights, "x_embedder.proj1.weight", 4, path)
+    p = square(tuple(patch), "x_embedder.proj1.weight", path)
+    width = shape(weights, "x_embedder.proj2.weight", 4, path)[0]
+    hidden = shape(weights, "blocks.0.mlp.w3.weight", 2, path)[1]
+    head = shape(weights, "blocks.0.attn.q_norm.weight", 1, path)[0]
+    if width % head:
+        raise InputError(f"{path}: blocks.0.attn.q_norm.weight has {head} entries, which do not "
+                         f"divide the width {width}; name another file")  # fmt: skip
+    tokens = 0
+    if "in_context_posemb" in weights:
+        tokens = shape(weights, "in_context_posemb", 3, path)[1]
+    model = {
+        "width": width, "depth": depth(weights), "heads": width // head, "patch_size": p,
+        "bottleneck": bottleneck, "context_tokens": tokens,
+        "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
+    }  # fmt: skip
+    start = "the block at which the class tokens join: JiT-B 4, L 8, H and G 10"
+    return Seen(model, {"context_start": start} if tokens else {}, channels,
+                count_classes(weights, path), edge(weights, p, path))  # fmt: skip
+
+
+def jit_objective(arguments: dict[str, Any], size: Any) -> dict[str, Any]:
+    """Noise, clamp and times that a training was started with, where its file kept them.
+
+    The noise has that strength at the size of the training and, as published, grows with it.
+    """
+    said = {name: arguments[name] for name in ("noise_scale", "t_eps", "P_mean", "P_std")
+            if type(arguments.get(name)) in (int, float)}  # fmt: skip
+    fields: dict[str, Any] = {}
+    if "noise_scale" in said and isinstance(size, int):
+        fields |= {"noise_scale": said["noise_scale"], "noise_size": size}
+    if "t_eps" in said:
+        fields |= {"clamp": said["t_eps"], "sampling_clamp": said["t_eps"]}
+    if "P_mean" in said and "P_std" in said:
+        mean, std = said["P_mean"], said["P_std"]
+        fields["time"] = {"kind": "logit_normal", "mean": mean, "std": std}
+    return fields
+
+
+JIT = Family(
+    names=(
+        "x_embedder.proj1.weight",
+        *_both("x_embedder.proj2", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+        "blocks.*.norm1.weight", "blocks.*.norm2.weight",
+        "blocks.*.attn.q_norm.weight", "blocks.*.attn.k_norm.weight",
+        *_both("blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.w12", "blocks.*.mlp.w3"),
+        *_both("blocks.*.adaLN_modulation.1"),
+        "final_layer.norm_final.weight",
+        *_both("final_layer.adaLN_modulation.1", "final_layer.linear"),
+    ),
+    optional=("pos_embed", "in_context_posemb", "y_embedder.embedding_table.weight"),
+    read=read_jit,
+    rename=jit.from_published,
+    preset="imagenet256-jit-b",
+    prefix="net.",
+    objective=jit_objective,
+)  # fmt: skip
+
+
+# DiT.
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL
+
+
+def read_dit(weights: Weights, path: Path) -> Seen:
+    width, channels, *patch = shape(weights, "x_embedder.proj.weight", 4, path)
+    p = square(tuple(patch), "x_embedder.proj.weight", path)
+    hidden = shape(weights, "blocks.0.mlp.fc1.weight", 2, path)[0]
+    outputs = shape(weights, "final_layer.linear.weight", 2, path)[0]
+    model = {
+        "width": width, "depth": depth(weights), "patch_size": p,
+        "mlp_ratio": ratio(width, hidden, lambda r: int(width * r)),
+        "learn_sigma": outputs == 2 * channels * p**2,
+        "time_scale": 1.0,  # the published network is asked at the index of a step
+    }  # fmt: skip
+    unsaid = {}
+    if width in HEADS:
+        model["heads"] = HEADS[width]
+    else:
+        unsaid["heads"] = "the number of attention heads: DiT-S 6, B 12, L and XL 16"
+    return Seen(model, unsaid, channels, count_classes(weights, path), edge(weights, p, path))
+
+
+DIT = Family(
+    names=(
+        *_both("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+        *_both("blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),
+        *_both("blocks.*.adaLN_modulation.1"),
+        *_both("final_layer.adaLN_modulation.1", "final_layer.linear"),
+    ),
+    optional=("pos_embed", "y_embedder.embedding_table.weight"),
+    read=read_dit,
+    rename=dit.from_published,
+    preset="imagenet256-dit-b",
+)
+
+FAMILIES = {"jit": JIT, "dit": DIT}

@@ -1,0 +1,447 @@
+"""Published checkpoints: what is read off them, what is refused, and that no pickle is ever run."""
+
+import argparse
+import json
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pointillist as pt
+from pointillist import cli, foreign
+from pointillist.convert import configure, convert
+from pointillist.foreign import Foreign
+from pointillist.layers.embed import sincos
+from pointillist.models import DiTConfig, JiTConfig
+from pointillist.objective import StraightConfig
+from pointillist.published import FAMILIES
+from pointillist.run import Run, preset_names
+from pointillist.types import Given, InputError, Spec, grid_axes
+
+from .test_parity import FOLDER, Case
+
+JIT = JiTConfig(width=32, depth=3, heads=2, patch_size=4, bottleneck=8, mlp_ratio=3.0,
+                context_tokens=2, context_start=1)  # fmt: skip
+DIT = DiTConfig(width=24, depth=2, heads=2, patch_size=2, time_scale=1.0, learn_sigma=True)
+START = "model.context_start=1"
+
+
+def spec_of(size: int, channels: int = 3, classes: int = 5) -> Spec:
+    names = tuple(str(i) for i in range(classes))
+    return Spec(channels=channels, axes=grid_axes((size, size)), classes=names)
+
+
+def make(config, spec, seed=0):
+    """A network without a zero in it."""
+    torch.manual_seed(seed)
+    model = config.build(spec).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.05)
+    return model
+
+
+def publish(model) -> dict[str, torch.Tensor]:
+    """The weights under the published names and in the published shapes."""
+    family, p = FAMILIES[model.config.kind], model.config.patch_size
+    ours, state = dict(model.named_parameters()), {}
+    for template in (*family.names, *family.optional):
+        for i in range(model.config.depth if "*" in template else 1):
+            name = template.replace("*", str(i))
+            if name == "pos_embed":
+                state[name] = sincos(model.trained, model.trained, model.config.width)[None]
+                continue
+            ours_name = next(iter(family.rename({name: torch.zeros(1, 1, 1, 1)})))
+            if ours_name not in ours:
+                continue
+            value = ours[ours_name].detach()
+            if name in ("x_embedder.proj1.weight", "x_embedder.proj.weight"):
+                value = value.unflatten(1, (-1, p, p))
+            if name == "x_embedder.proj2.weight":
+                value = value[..., None, None]
+            state[name] = (value[None] if name == "in_context_posemb" else value).clone()
+    return state
+
+
+def answer(model, spec):
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(2, spec.channels, *spec.size, generator=draw)
+    with torch.no_grad():
+        return model(x, torch.tensor([0.2, 0.9]), Given(label=torch.tensor([1, -1]))).value
+
+
+@pytest.fixture
+def jit():
+    return make(JIT, spec_of(16))
+
+
+FORMS = {
+    "plain": lambda state: state,
+    "denoiser": lambda state: {f"net.{name}": value for name, value in state.items()},
+    "parallel": lambda state: {"model": {f"module.{n}": value for n, value in state.items()}},
+    "compiled": lambda state: {"model": {f"_orig_mod.net.{n}": v for n, v in state.items()}},
+    "lightning": lambda state: {
+        "state_dict": {**{f"denoiser.{n}": v for n, v in state.items()}, "vae.weight": state},
+        "epoch": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_converted_is_the_network(jit, tmp_path, form):
+    torch.save(FORMS[form](publish(jit)), tmp_path / "a.pth")
+    made = convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,))
+    assert made.parameters == sum(p.numel() for p in jit.parameters()) and made.ema == (0.0,)
+    trained = pt.load(tmp_path / "run")
+    assert trained.run.model == JIT and trained.spec.size == (16, 16)
+    assert torch.equal(answer(trained.model, jit.spec), answer(jit, jit.spec))
+    assert trained.sample(2, label=0, steps=1).isfinite().all()
+
+
+def test_safetensors_and_half_precision_become_float32(jit, tmp_path):
+    halved = {name: value.bfloat16() for name, value in publish(jit).items()}
+    save_file(halved, tmp_path / "a.safetensors")
+    convert("jit", tmp_path / "a.safetensors", tmp_path / "run", (START,))
+    for name, value in pt.load(tmp_path / "run").model.named_parameters():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, dict(jit.named_parameters())[name].bfloat16().float()), name
+
+
+def test_a_training_checkpoint_brings_its_averages_and_its_noise(jit, tmp_path):
+    other, third = make(JIT, spec_of(16), 1), make(JIT, spec_of(16), 2)
+    averages = {name: torch.nn.Parameter(value) for name, value in publish(other).items()}
+    arguments = argparse.Namespace(ema_decay1=0.999, ema_decay2=0.99, noise_scale=2.0, t_eps=0.1,
+                                   P_mean=-0.5, P_std=1, lr=None, model="JiT")  # fmt: skip
+    torch.save({"model": publish(jit), "model_ema1": averages, "model_ema2": publish(third),
+                "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "epoch": 7,
+                "args": arguments}, tmp_path / "checkpoint-last.pth")  # fmt: skip
+    convert("jit", tmp_path / "checkpoint-last.pth", tmp_path / "run", (START,))
+    for ema, model in ((None, other), (0.999, other), (0.99, third), (0.0, jit)):
+        found = pt.load(tmp_path / "run", ema=ema)
+        assert torch.equal(answer(found.model, jit.spec), answer(model, jit.spec))
+    objective = found.run.objective
+    assert found.run.train.ema == (0.999, 0.99) and objective.noise_strength((16, 16)) == 2.0
+    assert objective.sampling_clamp == 0.1 and objective.time.mean == -0.5
+
+
+def test_a_decay_that_is_said_twice_is_kept_once(jit, tmp_path):
+    state = publish(jit)
+    torch.save({"model": state, "model_ema1": state, "model_ema2": state,
+                "args": argparse.Namespace(ema_decay2=0.9999)}, tmp_path / "a.pth")  # fmt: skip
+    assert convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,)).ema == (0.9999,)
+
+
+def test_dit_with_a_sigma_answers_but_is_not_sampled(tmp_path, monkeypatch, capsys):
+    spec = spec_of(8, channels=4)
+    model = make(DIT, spec)
+    state = publish(model)
+    torch.save({"ema": state, "opt": {}, "args": argparse.Namespace()}, tmp_path / "a.pt")
+    made = convert("dit", tmp_path / "a.pt", tmp_path / "run", ("model.heads=2",))
+    trained = pt.load(tmp_path / "run")
+    assert made.ema == (0.9999,) and trained.spec.channels == 4 and trained.run.model == DIT
+    assert torch.equal(answer(trained.model, spec), answer(model, spec))
+    with pytest.raises(InputError, match="on which this version does not sample"):
+        trained.sample(1)
+    monkeypatch.setattr(sys, "argv", ["pointillist", "show", str(tmp_path / "run"), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["parameters"] == made.parameters
+
+
+def test_heads_that_no_weight_shows_are_those_of_the_published_widths(tmp_path):
+    model = make(DiTConfig(width=384, depth=1, heads=6, patch_size=4, time_scale=1.0), spec_of(8))
+    torch.save(publish(model), tmp_path / "a.pt")
+    convert("dit", tmp_path / "a.pt", tmp_path / "run")
+    assert pt.load(tmp_path / "run").run.model == model.config
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if "imagenet" in name])
+def test_a_known_size_takes_its_presets_settings(preset):
+    run = Run.load(preset)
+    if run.model.kind not in FAMILIES:
+        pytest.skip(f"{run.model.kind} is not converted")
+    with torch.device("meta"):
+        model = run.model.build(run.data.promise())
+        state = publish(model)
+    del state["pos_embed"]  # holds no number here
+    family = FAMILIES[run.model.kind]
+    seen = family.read(state, Path("a.pth"))
+    found, name = configure(
+        run.model.kind, family, seen, Foreign([], {}), run.train.ema, (), Path("a.pth")
+    )
+    assert name == preset and found.sample == run.sample and found.objective == run.objective
+    assert found.data == run.data and found.train == run.train
+    timed = {"model.time_scale=1"} if run.model.kind == "dit" else set()
+    assert found.model == Run.load(preset, *timed).model
+
+
+def test_a_command_writes_a_run_that_a_command_samples(jit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(publish(jit), "a.pth")
+    for words in (("convert", "jit", "a.pth", "--out", "runs/a", START, "--json"),
+                  ("sample", "runs/a", "--count", "2", "--steps", "1", "--out", "a.png"),
+                  ("show", "runs/a")):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["pointillist", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["ema"] == [0.0]
+    monkeypatch.setattr(sys, "argv", ["pointillist", "convert", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"Of models: {', '.join(FAMILIES)}." in capsys.readouterr().out
+    event = json.loads(Path("runs/a/log.jsonl").read_text())
+    assert event["event"] == "converted" and event["file"] == "a.pth"
+    assert Path("a.png").exists() and Path("runs/a/checkpoints/000000000/state.json").exists()
+
+
+# Refusals.
+
+
+def refused(path: Path, message: str, *overrides: str, family: str = "jit") -> None:
+    """One sentence, and nothing left behind."""
+    out = path.parent / "run"
+    with pytest.raises(InputError, match=message) as caught:
+        convert(family, path, out, overrides)
+    assert "\n" not in str(caught.value) and str(path.name) in str(caught.value) + path.name
+    assert not out.exists() and not list(path.parent.glob(".run*"))
+
+
+class Attack:
+    """What would make the file `proof` when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+def test_a_file_that_would_run_a_command_is_refused_and_runs_none(jit, tmp_path):
+    proof, path = tmp_path / "proof", tmp_path / "a.pth"
+    torch.save({"model": publish(jit), "args": Attack(proof)}, path)
+    refused(path, r"asks for \w+\.system to be called while it is opened, which was not done")
+    path.write_bytes(pickle.dumps(Attack(proof)))
+    refused(path, "cannot be read as a checkpoint")
+    torch.save(Attack(proof), path, _use_new_zipfile_serialization=False)
+    refused(path, "before 1.6")
+    assert not proof.exists()
+    # That the file is one which runs the command where it is opened without care.
+    torch.save(Attack(proof), path)
+    torch.load(path, weights_only=False)
+    assert proof.exists()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(jit, tmp_path):
+    path = tmp_path / "a.pth"
+    refused(path, "is not there")
+    path.write_bytes(b"")
+    refused(path, "is empty")
+    path.write_text("weights")
+    refused(path, "cannot be read as a checkpoint")
+    path.write_bytes(pickle.dumps([1, 2]))
+    refused(path, "cannot be read as a checkpoint")
+    torch.save([1, 2], path)
+    refused(path, "holds a list; a checkpoint is a mapping of names to weights")
+    torch.save({}, path)
+    refused(path, "holds no weights")
+    torch.save(publish(jit), path, _use_new_zipfile_serialization=False)
+    refused(path, r"re-save it: torch\.save\(torch\.load\(OLD, weights_only=True\), NEW\)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/words.txt", "no")
+    refused(path, "a zip file that torch.save did not write")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"no")
+    refused(path, "cannot be read as a checkpoint")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(9999))
+    refused(path, "is compressed")
+    refused(tmp_path, "is a folder; name the checkpoint file in it")
+    (tmp_path / "a.txt").write_text("no")
+    refused(tmp_path / "a.txt", "ends in .txt; a checkpoint is one of .pth")
+    (tmp_path / "a.safetensors").write_text("no")
+    refused(tmp_path / "a.safetensors", "cannot be read as a checkpoint")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.3, 0.97, 0.9999])
+def test_a_truncated_file_is_refused(jit, tmp_path, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    torch.save(publish(jit), path) if suffix == "pth" else save_file(publish(jit), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    refused(path, "cannot be read as a checkpoint", START)
+
+
+def test_only_dense_finite_floating_tensors_within_bounds_are_taken(jit, tmp_path, monkeypatch):
+    state, path = publish(jit), tmp_path / "a.pth"
+    name, value = "final_layer.linear.bias", state["final_layer.linear.bias"]
+    for wrong, message in (
+        (value.long(), "a tensor of torch.int64"), (value.to_sparse(), "torch.sparse_coo tensor"),
+        (3, "of type int"), (torch.zeros(1).expand(48), "that the file does not hold"),
+        (value[:0], "that the file does not hold"), (value.to("meta"), "on meta"),
+    ):  # fmt: skip
+        torch.save({**state, name: wrong}, path)
+        refused(path, f"{name} is .*{message}", START)
+    torch.save({**state, 7: value}, path)
+    refused(path, "a key of type int", START)
+    for number in (float("nan"), float("inf")):
+        torch.save({**state, name: torch.full_like(value, number)}, path)
+        refused(path, f"{name} holds NaN or infinite values", START)
+    torch.save(state, path)
+    for bound, message in (("LARGEST_FILE", "GB, more than any"), ("LARGEST_SET", "in one set"),
+                           ("MOST_TENSORS", "tensors; a checkpoint has at most"),
+                           ("LARGEST_INDEX", "larger in its index")):  # fmt: skip
+        with monkeypatch.context() as smaller:
+            smaller.setattr(foreign, bound, 20)
+            refused(path, message, START)
+
+
+def test_another_family_is_told_by_its_names(jit, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(publish(make(DIT, spec_of(8, 4))), path)
+    refused(path, r"is not a jit checkpoint: x_embedder\.proj1\.weight is missing, and "
+                  r"x_embedder\.proj\.weight is not one of its names")  # fmt: skip
+    state = publish(jit)
+    torch.save(state, path)
+    refused(path, "is not a dit checkpoint: x_embedder.proj.weight is missing", family="dit")
+    refused(path, "family sit is not known; there are jit, dit", family="sit")
+    del state["blocks.1.norm1.weight"]
+    torch.save(state, path)
+    refused(path, "blocks.1.norm1.weight is missing; name")
+    state = publish(jit) | {"blocks.99999999.norm1.weight": torch.ones(32)}
+    torch.save(state, path)
+    refused(path, "blocks.3.norm1.weight is missing, and blocks.99999999.norm1.weight is not one")
+
+
+def test_what_weights_do_not_say_is_asked_for(jit, tmp_path):
+    path, state = tmp_path / "a.pth", publish(jit)
+    torch.save(state, path)
+    refused(path, r"give it as model.context_start= \(the block .* JiT-B 4, L 8, H and G 10\)")
+    torch.save({name: value for name, value in state.items() if name != "pos_embed"}, path)
+    refused(path, "does not tell the size of its pictures; give it as data.size=256", START)
+    convert("jit", path, tmp_path / "sized", (START, "data.size=24"))
+    assert pt.load(tmp_path / "sized").spec.size == (24, 24)
+    torch.save(publish(make(DIT, spec_of(8, 4))), path)
+    refused(path, r"give it as model.heads= \(the number of attention heads", family="dit")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.width=64", r"weight blocks.0.attention.k_norm.weight has shape \(16,\), .* \(32,\)"),
+     ("model.depth=4", r"weight blocks.3.attention.k_norm.weight is missing, .* for \(16,\)"),
+     ("model.context_tokens=0", r"weight token_place has shape \(2, 32\), .* nothing of that name"),
+     ("data.size=32", r"weight pos_embed has shape \(1, 16, 32\), .* \(1, 64, 32\)"),
+     ("data.classes=9", r"weight label.table.weight has shape \(6, 32\), .* \(10, 32\)"),
+     ("train.ema=[0.5]", r"train.ema is \(0.5,\), but .* holds 0"),
+     ("model.dept=4", "model.dept is not a field"), ("data.size=30", "no multiple of the patch")],
+)  # fmt: skip
+def test_an_override_that_the_weights_belie_is_refused(jit, tmp_path, override, message):
+    torch.save(publish(jit), tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", message, START, override)
+
+
+def test_a_kind_that_is_not_the_familys_is_refused(tmp_path):
+    torch.save(publish(make(JiTConfig(**_fields(JIT) | {"context_tokens": 0}), spec_of(16))),
+               tmp_path / "a.pth")  # fmt: skip
+    refused(tmp_path / "a.pth", "model.kind is dit, but a jit checkpoint", "model.kind=dit")
+
+
+def test_learnt_places_and_unequal_sets_are_refused(jit, tmp_path):
+    path, state = tmp_path / "a.pth", publish(jit)
+    torch.save(state | {"pos_embed": torch.randn(1, 16, 32)}, path)
+    refused(path, "pos_embed differs by .* learnt places are not built", START)
+    torch.save(state | {"pos_embed": torch.zeros(1, 15, 32)}, path)
+    refused(path, "15 places, which are no square", START)
+    torch.save(state | {"in_context_posemb": torch.zeros(2, 32)}, path)
+    refused(path, r"in_context_posemb has shape \(2, 32\), published ones have 3 axes", START)
+    wider = publish(make(JiTConfig(**_fields(JIT) | {"width": 64}), spec_of(16)))
+    torch.save({"model": state, "model_ema1": wider}, path)
+    refused(path, "the first set of weights has", START)
+    fewer = {name: value for name, value in state.items() if name != "in_context_posemb"}
+    torch.save({"model": state, "model_ema1": fewer}, path)
+    refused(path, "weight in_context_posemb is missing, the first set", START)
+    torch.save({"model": fewer, "model_ema1": state}, path)
+    refused(path, r"in_context_posemb has shape \(1, 2, 32\), .* nothing of that name", START)
+    torch.save(state | {"two\nlines": torch.ones(1)}, path)
+    refused(path, r"two\\nlines is not one of its names", START)
+
+
+def _fields(config) -> dict:
+    return {name: getattr(config, name) for name in type(config).__dataclass_fields__}
+
+
+def test_what_is_there_already_is_not_touched(jit, tmp_path):
+    torch.save(publish(jit), tmp_path / "a.pth")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there already; choose another --out"):
+        convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,))
+    assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_a_converted_run_is_not_resumed(jit, tmp_path, monkeypatch):
+    torch.save(publish(jit), tmp_path / "a.pth")
+    convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,))
+    (tmp_path / "run" / "run.yaml").unlink()
+    run = Run.load("debug", "train.workers=0")
+    run.save(tmp_path / "run" / "run.yaml")
+    with pytest.raises(InputError, match="was converted from published weights"):
+        pt.train(run, out=tmp_path / "run", resume=True)
+
+
+# The published code's own numbers.
+
+
+def case(name: str) -> Case:
+    if not (FOLDER / name).is_dir():
+        pytest.skip(f"no parity case {name} in {FOLDER}; POINTILLIST_PARITY names their folder")
+    return Case(FOLDER / name)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "override"),
+    [("jit", "jit_forward", "model.context_start=1"),
+     ("jit", "jit_forward_ctx0", "model.context_start=0"),
+     ("jit", "jit_forward_noctx", "seed=0"), ("dit", "dit_forward", "model.heads=2")],
+)  # fmt: skip
+def test_published_weights_answer_as_published(family, name, override, tmp_path):
+    stored = case(name)
+    convert(family, FOLDER / name / "weights.safetensors", tmp_path / "run", (override,))
+    given = Given(label=stored.io["in.y"])
+    with torch.no_grad():
+        found = pt.load(tmp_path / "run").network(stored.io["in.x"], stored.io["in.t"], given)
+    stored.match("out", found.value)
+
+
+@pytest.mark.parametrize("name", ["jit_sampler_heun", "jit_sampler_euler"])
+def test_a_published_training_checkpoint_draws_as_published(name, tmp_path, monkeypatch):
+    stored = case(name)
+    arguments = argparse.Namespace(**stored.constructor["args"])
+    weights = {f"net.{name.removeprefix('net.')}": value for name, value in stored.weights.items()}
+    torch.save({"model": weights, "model_ema1": weights, "args": arguments}, tmp_path / "a.pth")
+    convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,))
+    trained = pt.load(tmp_path / "run")
+    assert trained.run.train.ema == (arguments.ema_decay1,)
+    noise = stored.io["in.noise_unit"]
+    monkeypatch.setattr(StraightConfig, "noise", lambda self, draw, shape, purpose:
+                        noise * self.noise_strength(shape[1:]))  # fmt: skip
+    found = trained.sample(
+        3, label=stored.io["in.labels"].tolist(), sampler=arguments.sampling_method,
+        steps=arguments.num_sampling_steps, guidance=arguments.cfg,
+        interval=(arguments.interval_min, arguments.interval_max),
+    )  # fmt: skip
+    stored.match("out", found, 2e-5 * float(stored.io["out"].abs().max()))
+
+
+def test_weights_of_a_case_are_read_without_its_folder_being_written(tmp_path):
+    stored = case("jit_forward")
+    before = load_file(FOLDER / "jit_forward" / "weights.safetensors")
+    convert("jit", stored.folder / "weights.safetensors", tmp_path / "run", (START,))
+    after = load_file(FOLDER / "jit_forward" / "weights.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
