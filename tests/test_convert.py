@@ -19,7 +19,7 @@ from pointillist.foreign import Foreign
 from pointillist.layers.embed import sincos
 from pointillist.models import DiTConfig, JiTConfig
 from pointillist.objective import StraightConfig
-from pointillist.published import FAMILIES
+from pointillist.published import FAMILIES, expand
 from pointillist.run import Run, preset_names
 from pointillist.types import Given, InputError, Spec, grid_axes
 
@@ -66,6 +66,34 @@ def publish(model) -> dict[str, torch.Tensor]:
                 value = value[..., None, None]
             state[name] = (value[None] if name == "in_context_posemb" else value).clone()
     return state
+
+
+def publish_shapes(run, channels=3) -> dict[str, torch.Tensor]:
+    """PixelDiT's published names and shapes; its rows lie in another order than ours."""
+    c = run.model
+    d, e, p = c.width, c.pixel_width, c.patch_size**2
+    hidden, parts = int(int(d * c.mlp_ratio) * 2 / 3), 4 if c.post_modulation else 6
+    shapes = {"s_embedder.proj": (d, channels * p), "t_embedder.mlp.0": (d, 256),
+              "t_embedder.mlp.2": (d, d), "pixel_embedder.proj": (e, channels),
+              "y_embedder.embedding_table": (run.data.classes + 1, d),
+              "final_layer.norm": (e,), "final_layer.linear": (channels, e)}  # fmt: skip
+    for stem, blocks, w, rows in (("patch_blocks", c.depth, d, 6 * d),
+                                  ("pixel_blocks", c.pixel_depth, e, parts * p * e)):  # fmt: skip
+        for i in range(blocks):
+            of = {"norm1": (w,), "norm2": (w,), "attn.qkv": (3 * d, d), "attn.proj": (d, d),
+                  "attn.q_norm": (d // c.heads,), "attn.k_norm": (d // c.heads,),
+                  "adaLN_modulation.0": (rows, d)}  # fmt: skip
+            of |= {"mlp.w1": (hidden, d), "mlp.w3": (hidden, d), "mlp.w2": (d, hidden)} \
+                if stem == "patch_blocks" else \
+                {"mlp.fc1": (4 * e, e), "mlp.fc2": (e, 4 * e), "compress_to_attn": (d, p * e),
+                 "expand_from_attn": (p * e, d)}  # fmt: skip
+            shapes |= {f"{stem}.{i}.{name}": size for name, size in of.items()}
+    known = set(
+        expand(FAMILIES["pixeldit"].names, {f"{name}.weight": torch.zeros(1) for name in shapes})
+    )
+    state = {f"{name}.weight": torch.randn(size) * 0.05 for name, size in shapes.items()}
+    biases = {f"{name}.bias": torch.randn(size[:1]) * 0.05 for name, size in shapes.items()}
+    return state | {name: value for name, value in biases.items() if name in known}
 
 
 def answer(model, spec):
@@ -161,19 +189,29 @@ def test_heads_that_no_weight_shows_are_those_of_the_published_widths(tmp_path):
     assert pt.load(tmp_path / "run").run.model == model.config
 
 
-@pytest.mark.parametrize("preset", [name for name in preset_names() if "imagenet" in name])
+PUBLISHED = [name for name in preset_names() if "imagenet" in name and "hints" not in name]
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_known_size_takes_its_presets_settings(preset):
     run = Run.load(preset)
-    if run.model.kind not in FAMILIES:
-        pytest.skip(f"{run.model.kind} is not converted")
     with torch.device("meta"):
-        model = run.model.build(run.data.promise())
-        state = publish(model)
-    del state["pos_embed"]  # holds no number here
+        state = (
+            publish_shapes(run)
+            if run.model.kind == "pixeldit"
+            else publish(run.model.build(run.data.promise()))
+        )
+    state.pop("pos_embed", None)  # holds no number here
     family = FAMILIES[run.model.kind]
     seen = family.read(state, Path("a.pth"))
     found, name = configure(
-        run.model.kind, family, seen, Foreign([], {}), run.train.ema, (), Path("a.pth")
+        run.model.kind,
+        family,
+        seen,
+        Foreign([], {}),
+        run.train.ema,
+        (f"data.size={run.data.size}",),
+        Path("a.pth"),
     )
     assert name == preset and found.sample == run.sample and found.objective == run.objective
     assert found.data == run.data and found.train == run.train
@@ -199,6 +237,37 @@ def test_a_command_writes_a_run_that_a_command_samples(jit, tmp_path, monkeypatc
     event = json.loads(Path("runs/a/log.jsonl").read_text())
     assert event["event"] == "converted" and event["file"] == "a.pth"
     assert Path("a.png").exists() and Path("runs/a/checkpoints/000000000/state.json").exists()
+
+
+def test_a_lightning_file_of_pixeldit_brings_its_average(tmp_path):
+    size = ("model.width=32", "model.heads=2", "model.depth=2", "model.patch_size=4",
+            "model.pixel_width=8", "data.size=16", "data.classes=5")  # fmt: skip
+    run = Run.load("imagenet256-pixeldit-b", *size)
+    state, path = publish_shapes(run), tmp_path / "a.ckpt"
+    torch.save({"state_dict": {**{f"denoiser.{n}": v for n, v in state.items()},
+                               **{f"ema_denoiser.{n}": v + 0 for n, v in state.items()}},
+                "global_step": 5}, path)  # fmt: skip
+    refused(path, "give it as data.size=", family="pixeldit")
+    assert convert("pixeldit", path, tmp_path / "run", ("data.size=16",)).ema == (0.9999,)
+    trained = pt.load(tmp_path / "run")
+    assert trained.run.model == run.model and trained.run.sample.guidance.scale == 1
+    assert trained.sample(2, label=0, steps=1).isfinite().all()
+    state["pixel_blocks.1.adaLN_modulation.0.weight"] = torch.ones(9, 32)
+    torch.save(state, path)
+    out = tmp_path / "other"
+    with pytest.raises(InputError, match="its weights do not fit together"):
+        convert("pixeldit", path, out, ("data.size=16",))
+    assert not out.exists()
+
+
+def test_one_network_at_two_sizes_is_asked_for_its_size():
+    run = Run.load("imagenet512-pixeldit-xl")
+    with torch.device("meta"):
+        state = publish_shapes(run)
+    family = FAMILIES["pixeldit"]
+    seen = family.read(state, Path("a.ckpt"))
+    with pytest.raises(InputError, match="imagenet256-pixeldit-xl and imagenet512-pixeldit-xl"):
+        configure("pixeldit", family, seen, Foreign([], {}), (0.0,), (), Path("a.ckpt"))
 
 
 # Refusals.
@@ -310,7 +379,7 @@ def test_another_family_is_told_by_its_names(jit, tmp_path):
     state = publish(jit)
     torch.save(state, path)
     refused(path, "is not a dit checkpoint: x_embedder.proj.weight is missing", family="dit")
-    refused(path, "family sit is not known; there are jit, dit", family="sit")
+    refused(path, "family sit is not known; there are jit, dit, pixeldit", family="sit")
     del state["blocks.1.norm1.weight"]
     torch.save(state, path)
     refused(path, "blocks.1.norm1.weight is missing; name")
@@ -408,11 +477,15 @@ def case(name: str) -> Case:
     ("family", "name", "override"),
     [("jit", "jit_forward", "model.context_start=1"),
      ("jit", "jit_forward_ctx0", "model.context_start=0"),
-     ("jit", "jit_forward_noctx", "seed=0"), ("dit", "dit_forward", "model.heads=2")],
+     ("jit", "jit_forward_noctx", "seed=0"), ("dit", "dit_forward", "model.heads=2"),
+     ("pixeldit", "pixeldit_c2i", "data.size=16"),
+     ("pixeldit", "pixeldit_c2i_post_modulation", "data.size=16 model.pixel_place=false")],
 )  # fmt: skip
 def test_published_weights_answer_as_published(family, name, override, tmp_path):
     stored = case(name)
-    convert(family, FOLDER / name / "weights.safetensors", tmp_path / "run", (override,))
+    convert(
+        family, FOLDER / name / "weights.safetensors", tmp_path / "run", tuple(override.split())
+    )
     given = Given(label=stored.io["in.y"])
     with torch.no_grad():
         found = pt.load(tmp_path / "run").network(stored.io["in.x"], stored.io["in.t"], given)

@@ -177,7 +177,7 @@ def show(
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit.")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit.")],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = ...,  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pointillist.data import FolderConfig
 from pointillist.engine import checkpoint
 from pointillist.engine.log import Log
-from pointillist.foreign import Foreign, Weights, open_foreign
+from pointillist.foreign import Foreign, Weights, open_foreign, shown
 from pointillist.layers.patch import patch_grid
 from pointillist.published import FAMILIES, Family, Seen, bare, check_names
 from pointillist.run import Run, from_dict, preset_names, read_source, to_dict
@@ -146,6 +146,7 @@ def configure(
 
 def same_size(name: str, seen: Seen, size: Any) -> str | None:
     """The ImageNet preset of the family with that network, and that size where it is known."""
+    found: dict[Any, str] = {}
     for preset in preset_names():
         if not preset.startswith("imagenet"):
             continue
@@ -155,8 +156,11 @@ def same_size(name: str, seen: Seen, size: Any) -> str | None:
             continue
         sizes = seen.model.keys() - {"time_scale"}  # how the published code counts time is none
         if seen.channels == 3 and all(model[key] == seen.model[key] for key in sizes):
-            return preset
-    return None
+            found[values["data"]["size"]] = preset
+    if len(found) > 1:
+        raise InputError(f"data.size is not in these weights, and {' and '.join(found.values())} "
+                         f"have them alike; give data.size={next(iter(found))}")  # fmt: skip
+    return next(iter(found.values()), None)
 
 
 def promise(run: Run, seen: Seen) -> Spec:
@@ -192,7 +196,11 @@ def check_sizes(
         # The table is made anew and so is no weight here; that of another size would fit nowhere.
         places = math.prod(patch_grid(spec.size, run.model.patch_size))
         ours["pos_embed"] = (1, places, run.model.width)
-    theirs = {name: tuple(value.shape) for name, value in family.rename(first).items()}
+    try:
+        theirs = {name: tuple(value.shape) for name, value in family.rename(first).items()}
+    except (RuntimeError, IndexError) as error:  # blocks that are not alike cannot be reordered
+        raise InputError(f"{path}: its weights do not fit together ({shown(str(error))}); name "
+                         f"another checkpoint") from None  # fmt: skip
     theirs |= {name: tuple(first[name].shape) for name in first if name == "pos_embed"}
     first_difference(theirs, ours, "the configuration asks for", path)
     return sum(p.numel() for p in model.parameters())

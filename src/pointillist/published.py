@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pointillist.foreign import Weights, shown
 from pointillist.layers.embed import sincos
-from pointillist.models import dit, jit
+from pointillist.models import dit, jit, pixeldit
 from pointillist.types import InputError
 
 
@@ -95,6 +95,13 @@ def _both(*stems: str) -> tuple[str, ...]:
     return tuple(f"{stem}.{part}" for stem in stems for part in ("weight", "bias"))
 
 
+def _trunk(stem: str) -> tuple[str, ...]:
+    """What both kinds of PixelDiT's blocks have: norms, attention without bias, modulation."""
+    single = ("norm1", "norm2", "attn.qkv", "attn.q_norm", "attn.k_norm")
+    return (*(f"{stem}.{part}.weight" for part in single),
+            *_both(f"{stem}.attn.proj", f"{stem}.adaLN_modulation.0"))  # fmt: skip
+
+
 # Shapes.
 
 
@@ -112,6 +119,15 @@ def square(patch: tuple[int, ...], name: str, path: Path) -> int:
         raise InputError(f"{path}: {name} has patches of {patch[0]}x{patch[1]}; only square ones "
                          f"are built")  # fmt: skip
     return patch[0]
+
+
+def heads(weights: Weights, norm: str, width: int, path: Path) -> int:
+    """How many heads of the norm's size the width holds."""
+    head = shape(weights, norm, 1, path)[0]
+    if width % head:
+        raise InputError(f"{path}: {norm} has {head} entries, which do not divide the width "
+                         f"{width}; name another file")  # fmt: skip
+    return width // head
 
 
 def count_classes(weights: Weights, path: Path) -> int:
@@ -156,16 +172,13 @@ def read_jit(weights: Weights, path: Path) -> Seen:
     p = square(tuple(patch), "x_embedder.proj1.weight", path)
     width = shape(weights, "x_embedder.proj2.weight", 4, path)[0]
     hidden = shape(weights, "blocks.0.mlp.w3.weight", 2, path)[1]
-    head = shape(weights, "blocks.0.attn.q_norm.weight", 1, path)[0]
-    if width % head:
-        raise InputError(f"{path}: blocks.0.attn.q_norm.weight has {head} entries, which do not "
-                         f"divide the width {width}; name another file")  # fmt: skip
     tokens = 0
     if "in_context_posemb" in weights:
         tokens = shape(weights, "in_context_posemb", 3, path)[1]
     model = {
-        "width": width, "depth": depth(weights), "heads": width // head, "patch_size": p,
-        "bottleneck": bottleneck, "context_tokens": tokens,
+        "width": width, "depth": depth(weights), "patch_size": p, "bottleneck": bottleneck,
+        "heads": heads(weights, "blocks.0.attn.q_norm.weight", width, path),
+        "context_tokens": tokens, "hints": False,
         "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
     }  # fmt: skip
     start = "the block at which the class tokens join: JiT-B 4, L 8, H and G 10"
@@ -248,4 +261,49 @@ DIT = Family(
     preset="imagenet256-dit-b",
 )
 
-FAMILIES = {"jit": JIT, "dit": DIT}
+
+# PixelDiT (class-conditional).
+
+
+def read_pixeldit(weights: Weights, path: Path) -> Seen:
+    width, cells = shape(weights, "s_embedder.proj.weight", 2, path)
+    pixel_width, channels = shape(weights, "pixel_embedder.proj.weight", 2, path)
+    p = math.isqrt(cells // channels)
+    if channels * p**2 != cells:
+        raise InputError(f"{path}: s_embedder.proj.weight takes {cells} numbers, which are no "
+                         f"square patch of {channels} channels; name another file")  # fmt: skip
+    hidden = shape(weights, "patch_blocks.0.mlp.w1.weight", 2, path)[0]
+    steered = shape(weights, "pixel_blocks.0.adaLN_modulation.0.weight", 2, path)[0]
+    # Six parts a pixel, or four where the modulation comes behind attention and MLP.
+    parts = steered / (p**2 * pixel_width)
+    if parts not in (4, 6):
+        raise InputError(f"{path}: pixel_blocks.0.adaLN_modulation.0.weight has {steered} rows, "
+                         f"which are neither 4 nor 6 a pixel; name another file")  # fmt: skip
+    model = {
+        "width": width, "depth": depth(weights, "patch_blocks."), "patch_size": p,
+        "heads": heads(weights, "patch_blocks.0.attn.q_norm.weight", width, path),
+        "pixel_width": pixel_width, "pixel_depth": depth(weights, "pixel_blocks."),
+        "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
+        "post_modulation": parts == 4, "hints": False,
+    }  # fmt: skip
+    return Seen(model, {}, channels, count_classes(weights, path), None)
+
+
+PIXELDIT = Family(
+    names=(
+        *_both("s_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+        *_trunk("patch_blocks.*"),
+        *(f"patch_blocks.*.mlp.w{i}.weight" for i in (1, 2, 3)),
+        *_both("pixel_embedder.proj"),
+        *_trunk("pixel_blocks.*"),
+        *_both("pixel_blocks.*.compress_to_attn", "pixel_blocks.*.expand_from_attn"),
+        *_both("pixel_blocks.*.mlp.fc1", "pixel_blocks.*.mlp.fc2"),
+        "final_layer.norm.weight", *_both("final_layer.linear"),
+    ),
+    optional=("y_embedder.embedding_table.weight",),
+    read=read_pixeldit,
+    rename=pixeldit.from_published,
+    preset="imagenet256-pixeldit-b",
+)  # fmt: skip
+
+FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT}
