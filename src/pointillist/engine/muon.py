@@ -5,7 +5,7 @@ lets it use AdamW's rate and decay is that of Liu et al., arXiv 2502.16982.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,23 +15,8 @@ STEPS = 5
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at 0, at the price of ending near 1 only
 
 
-class Rows(NamedTuple):
-    """How the rows of a weight hold several matrices: `(outer parts inner)`, parts side by side."""
-
-    parts: int = 1
-    outer: int = 1
-
-    def split(self, weight: Float[Tensor, "rows i"]) -> Float[Tensor, "parts _ i"]:
-        """The matrices, one after the other."""
-        apart = weight.unflatten(0, (self.outer, self.parts, -1))
-        return apart.transpose(0, 1).flatten(1, 2)
-
-    def join(self, matrices: Float[Tensor, "parts _ i"]) -> Float[Tensor, "rows i"]:
-        """What `split` took apart."""
-        return matrices.unflatten(1, (self.outer, -1)).transpose(0, 1).flatten(0, 2)
-
-
-Hidden = Mapping[nn.Parameter, Rows]
+# Weights that Muon may have, and of how many matrices, one below the other, each is made.
+Hidden = Mapping[nn.Parameter, int]
 
 
 class Muon(torch.optim.Optimizer):
@@ -72,10 +57,10 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             for p, momentum in zip(weights, momenta, strict=True):
                 ahead = p.grad.lerp(momentum, group["momentum"])  # Nesterov's
-                update = orthogonal(self.hidden[p].split(ahead))
+                update = orthogonal(ahead.unflatten(0, (self.hidden[p], -1)))
                 # Entries of root mean square 0.2, which is about AdamW's (2502.16982).
                 scale = 0.2 * max(update.shape[1:]) ** 0.5
-                p.add_(self.hidden[p].join(update).to(p.dtype), alpha=-group["lr"] * scale)
+                p.add_(update.flatten(0, 1).to(p.dtype), alpha=-group["lr"] * scale)
         self.rest.step()
 
 

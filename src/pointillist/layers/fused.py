@@ -2,34 +2,29 @@
 
 from torch import nn
 
-from pointillist.engine.muon import Rows
-
 
 class Fused(nn.Linear):
-    """A linear layer that computes several at once; it knows where each lies in its rows.
+    """A linear layer that computes several at once: `chunk(parts, -1)` of its answer tells them
+    apart, and so do as many equal pieces of its rows.
 
-    Rows are arranged `(outer parts inner)`: with `outer` 1 the parts follow one another, and
-    `chunk(parts, -1)` of the answer tells them apart; a larger `outer` repeats that arrangement.
-    To torch, and in a state dict, it is an `nn.Linear`.
+    To torch, and in a state dict, it is an `nn.Linear`; Muon takes it apart.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, parts: int, outer: int = 1, bias: bool = True
-    ) -> None:
-        assert out_features % (parts * outer) == 0
+    def __init__(self, in_features: int, out_features: int, parts: int, bias: bool = True) -> None:
+        assert out_features % parts == 0
         super().__init__(in_features, out_features, bias)
-        self.rows = Rows(parts, outer)
+        self.parts = parts
 
 
-def hidden_weights(model: nn.Module) -> dict[nn.Parameter, Rows]:
-    """Weights of the linear layers inside repeated blocks (any ModuleList), and how each splits.
+def hidden_weights(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Weights of the linear layers inside repeated blocks (any ModuleList), and their parts.
 
     Embeddings, the first and last layers, norms and biases are not among them.
     """
     blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
     return {
-        m.weight: m.rows if isinstance(m, Fused) else Rows()
+        m.weight: m.parts if isinstance(m, Fused) else 1
         for m in layers
         if isinstance(m.weight, nn.Parameter) and m.weight.requires_grad
     }
