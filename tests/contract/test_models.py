@@ -179,3 +179,19 @@ def test_tables_of_places_made_on_one_device_do_not_reach_another(config):
                      Given(label=torch.zeros(1, dtype=torch.long))).value.is_meta  # fmt: skip
     x, t, given = asked((8, 8))
     assert not Network(toy(config, (8, 8)))(x, t, given).value.is_meta
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("bare", [False, True], ids=["as it is", "without places"])
+def test_residual_streams_stay_float32_under_autocast(config, bare):
+    """Sums over many blocks lose what is small in bfloat16."""
+    more = {"pixel_place": False} if bare and hasattr(config(), "pixel_place") else {}
+    model = toy(config, (8, 8), **more)
+    seen = []
+    for layers in (m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
+        for block in layers:
+            block.register_forward_pre_hook(lambda block, given: seen.append(given[0].dtype))
+    x, t, given = asked((8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        Network(model)(x, t, given)
+    assert seen and set(seen) == {torch.float32}

@@ -250,8 +250,8 @@ class PixelDiT(nn.Module):
         time = self.time(t)
         steer = F.silu(time if context.label is None else time + context.label)
 
-        # Patches.
-        s = self.patch(patchify(xt, c.patch_size))
+        # Patches. Both residual streams are float32 under autocast, with or without a place added.
+        s = self.patch(patchify(xt, c.patch_size)).float()
         for extra in (context.place, context.hint):
             s = s if extra is None else s + extra
         rotation = context.rotation
@@ -268,7 +268,7 @@ class PixelDiT(nn.Module):
             s = F.silu(s)
 
         # Pixels.
-        x = self.pixel(pixels(xt, c.patch_size, c.block))
+        x = self.pixel(pixels(xt, c.patch_size, c.block)).float()
         if context.pixel_place is not None:
             x = x + context.pixel_place
         for block in self.pixel_blocks:
