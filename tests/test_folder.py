@@ -260,7 +260,7 @@ def test_missing_and_empty_folders_say_so(tmp_path):
 
 def test_sizes_may_be_oblong_and_out_of_range_fields_are_named(root):
     assert config(root, size=(16, 24)).open("train").x.shape[1:] == (3, 16, 24)
-    assert folder_file.parse_size("16x24") == (16, 24) and folder_file.parse_size("16") == 16
+    assert collection.parse_size("16x24") == (16, 24) and collection.parse_size("16") == 16
     for fields in ({"size": 0}, {"classes": -1}, {"test_share": 1.0}):
         with pytest.raises(InputError, match=f"data.{next(iter(fields))}"):
             config(root, **fields)

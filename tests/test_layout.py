@@ -17,6 +17,8 @@ ROWS = [
     {"train"},
     {"console", "doctor"},
     {"demo"},
+    {"cli_words"},
+    {"cli_data"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -127,7 +127,7 @@ BAD = [
     ("model: {kind: jit, width: wide}", "model.width is 'wide'"),
     ("model: {depth: 4}", "model.kind is missing; there are dit, jit, pixeldit"),
     ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit, pixeldit"),
-    ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder"),
+    ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder, zip"),
     ("data: {kind: emoji, size: 48}", "data.size is 48"),
     ("data: {kind: folder, size: big}", "data.size"),
     ("model: {kind: jit, width: 100, heads: 12}", "width 100 is not divisible by model.heads 12"),

@@ -7,23 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from pointillist.cli_data import data_app
+from pointillist.cli_words import AsJson, Overrides, parse_size
 from pointillist.types import InputError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Diffusion transformers on pixels themselves, with no autoencoder in between.",
 )  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Sets known; walk a set and report it.")
 app.add_typer(data_app, name="data")
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET|FILE", help="A preset, a YAML file or a run.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, as a.b=value.")
-]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
 
 
 @app.command()
@@ -116,7 +113,7 @@ def sample(
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))
     ask = Ask(
-        count=count, label=labels, size=_size(size), steps=steps, sampler=sampler,
+        count=count, label=labels, size=parse_size(size), steps=steps, sampler=sampler,
         guidance=guidance, interval=_interval(interval), seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     known = None
@@ -208,42 +205,6 @@ def presets(as_json: AsJson = False) -> None:
         print(f"{name:<22} {text}")
 
 
-@data_app.command("list")
-def data_list(as_json: AsJson = False) -> None:
-    """The kinds of data set this version reads."""
-    from pointillist.data import KNOWN
-
-    if as_json:
-        print(json.dumps(KNOWN))
-        return
-    for name, text in KNOWN.items():
-        print(f"{name:<10} {text}")
-
-
-@data_app.command("check")
-def data_check(
-    source: Annotated[str, typer.Argument(metavar="SET", help="A kind, folder, preset or file.")],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Walk a set and say what is found, refused (and why), and what an epoch will really use."""
-    from pointillist.data import KNOWN
-    from pointillist.data.report import check, facts, lines
-    from pointillist.run import Run, from_dict
-
-    extra = tuple(overrides or [])
-    if source in KNOWN:
-        run = from_dict({"data": {"kind": source}}, extra)
-    elif Path(source).is_dir() and not (Path(source) / "run.yaml").exists():
-        run = from_dict({"data": {"kind": "folder", "path": source}}, extra)
-    else:
-        run = Run.load(source, *extra)
-    report = check(run.data)
-    print(json.dumps(facts(report)) if as_json else "\n".join(lines(report)))
-    if not report.used["train"]:
-        raise InputError(f"{source}: not one of {report.found} files can be trained on")
-
-
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, and which optional parts work and why not."""
@@ -255,16 +216,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _device(name: str | None) -> list[str]:
     return [f"device={name}"] if name else []
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--size is {text}; it is HxW, as 64x48")
-    size = tuple(int(part) for part in parts)
-    return size * 2 if len(size) == 1 else size
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

@@ -5,7 +5,14 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)  # fmt: skip
 
 from pointillist.engine.device import memory_in_use
 
@@ -84,3 +91,30 @@ class Drawing(Bar):
 
     def __call__(self, done: int) -> None:
         self.move(done, done / (time.perf_counter() - self.begun))
+
+
+class Bytes:
+    """Shows a download to a person; a pipe gets nothing. Call it with bytes so far and in all."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        console = Console(file=sys.stderr)
+        if console.is_terminal:
+            self.bar = Progress(
+                DownloadColumn(), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+                console=console,
+            )  # fmt: skip
+            self.task = self.bar.add_task("", total=None)
+
+    def __enter__(self) -> "Bytes":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total)

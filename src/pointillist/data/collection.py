@@ -1,4 +1,8 @@
-"""What any collection of picture files shares, wherever they lie: splits, decoding, examination."""
+"""What any collection of picture files shares, wherever they lie: splits, decoding, examination.
+
+A collection is a configuration that derives from `PicturesConfig` and says three things: what there
+is (`listing`), how many bytes a file has (`weigh`) and what it shows (`decode`).
+"""
 
 import dataclasses
 import hashlib
@@ -6,15 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 
-from pointillist.data.decode import Decoded, quiet
+from pointillist.data.decode import Decoded, Fit, quiet
 from pointillist.data.report import Refused, Report
 from pointillist.data.source import InMemory, Rows, Source
-from pointillist.types import InputError, Spec
+from pointillist.types import InputError, Spec, config, grid_axes
 
 IN_MEMORY = 512 << 20  # bytes of decoded pictures; larger sets are decoded as they are needed
 
@@ -37,22 +43,106 @@ class Listing(NamedTuple):
     ignored: Counter[str]  # files with other endings
 
 
-@runtime_checkable
-class Collection(Protocol):
-    """What must be known of a place that holds picture files; plain values, so that it pickles."""
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation", "dev")}
+
+
+def parse_size(value: Any) -> Any:
+    """`64`, `"48x64"` (height x width) or a pair."""
+    if isinstance(value, str):
+        parts = value.lower().split("x")
+        if len(parts) <= 2 and all(part.isdigit() for part in parts):
+            return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    return value
+
+
+@config
+class PicturesConfig:
+    """`size` is an edge or HxW; `fit` crops the centre, pads with white or crops as ADM does;
+    `enlarge` takes files that are smaller than that.
+
+    Top folders `train` and `test` (or `val`, `valid`, `validation`, `dev`) are the splits where
+    both exist; otherwise a share `test_share` of the files, by a hash of their names, is held out.
+    `classes` is the number expected, 0 takes what is found.
+    """
+
+    kind: str
+    path: str
+    size: Annotated[int | tuple[int, int], BeforeValidator(parse_size)] = 64
+    fit: Fit = "crop"
+    enlarge: bool = False
+    channels: Literal[1, 3] = 3
+    classes: int = 0
+    test_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1:
+            raise InputError(f"data.size is {self.size}; it must be 1 or more")
+        if self.classes < 0:
+            raise InputError(f"data.classes is {self.classes}; it must be 0 or more")
+        if not 0 < self.test_share < 1:
+            raise InputError(f"data.test_share is {self.test_share}; it lies in (0, 1)")
 
     @property
-    def path(self) -> str: ...
+    def root(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    def listing(self) -> Listing:
+        """What there is, in the order of the names; nothing is decoded."""
+        raise NotImplementedError
 
     def weigh(self, item: Item) -> int:
-        """Bytes of the file as stored, OSError where it is gone."""
+        """A number that tells the file from another of its name; OSError where it is gone."""
+        raise NotImplementedError
 
     def decode(self, item: Item) -> Decoded:
         """The picture, InputError with the reason where it cannot be used."""
+        raise NotImplementedError
+
+    def promise(self) -> Spec:
+        """What the set will be: its classes where it is at hand, else as many as expected."""
+        if self.root.exists():
+            return self.spec_of(self.listing())
+        return self._spec(tuple(str(i) for i in range(self.classes)), False)
+
+    def spec_of(self, listing: Listing) -> Spec:
+        return self._spec(listing.classes, any(item.captions for item in listing.items))
+
+    def _spec(self, classes: tuple[str, ...], captions: bool) -> Spec:
+        offset = (127.5,) * self.channels
+        return Spec(channels=self.channels, axes=grid_axes(self.grid), classes=classes,
+                    captions=captions, offset=offset, scale=offset)  # fmt: skip
+
+    def open(self, split: Literal["train", "test"]) -> Source:
+        """The split: in memory where it fits, else decoded in workers as it is needed."""
+        listing = self.listing()
+        return open_split(self, listing, self.spec_of(listing), split)
+
+    def examine(self) -> Report:
+        """Decode everything once and count."""
+        listing = self.listing()
+        return examine(self, listing, self.spec_of(listing))
+
+
+def divide(files: list[str], share: float, refused: list[Refused]) -> tuple[dict[str, str], bool]:
+    """The split of every file, and whether top folders say it; files in neither are refused."""
+    tops = {file.split("/")[0] for file in files if "/" in file}
+    folders = {split: [n for n in names if n in tops] for split, names in SPLITS.items()}
+    if not (folders["train"] and folders["test"]):
+        held = held_out(files, share)
+        return {file: "test" if file in held else "train" for file in files}, False
+    named = {name: split for split, names in folders.items() for name in names}
+    outside = [file for file in files if "/" not in file or file.split("/")[0] not in named]
+    refused += [Refused(file, "outside: neither in train nor in test") for file in outside]
+    aside = set(outside)
+    return {file: named[file.split("/")[0]] for file in files if file not in aside}, True
 
 
 def open_split(
-    config: Collection, listing: Listing, spec: Spec, split: Literal["train", "test"]
+    config: PicturesConfig, listing: Listing, spec: Spec, split: Literal["train", "test"]
 ) -> Source:
     """The split: in memory where it fits, else decoded in workers as it is needed."""
     items = [item for item in listing.items if item.split == split]
@@ -64,7 +154,7 @@ def open_split(
     return source
 
 
-def examine(config: Collection, listing: Listing, spec: Spec) -> Report:
+def examine(config: PicturesConfig, listing: Listing, spec: Spec) -> Report:
     """Decode everything once and count."""
     aside = sum(one.kind in ("outside", "unreadable") for one in listing.refused)
     report = Report(config.path, spec, len(listing.items) + aside, {"train": 0, "test": 0})
@@ -100,7 +190,7 @@ def held_out(files: list[str], share: float) -> set[str]:
     return held if 0 < len(held) < len(files) else {min(files, key=place)}
 
 
-def decode_all(config: Collection, items: Sequence[Item]) -> Iterator[Decoded | InputError]:
+def decode_all(config: PicturesConfig, items: Sequence[Item]) -> Iterator[Decoded | InputError]:
     """Every picture in turn, or the reason against it; decoders release Python's lock, so threads.
 
     No more than a few hundred wait to be taken, however large the set is.
@@ -117,7 +207,7 @@ def decode_all(config: Collection, items: Sequence[Item]) -> Iterator[Decoded | 
             yield from pool.map(one, items[first : first + 256])
 
 
-def _load_any(config: Collection, items: list[Item], spec: Spec) -> InMemory:
+def _load_any(config: PicturesConfig, items: list[Item], spec: Spec) -> InMemory:
     found = _load(config, items, spec)
     if found is None:
         first = items[0]
@@ -129,7 +219,7 @@ def _load_any(config: Collection, items: list[Item], spec: Spec) -> InMemory:
     return found
 
 
-def _load(config: Collection, items: list[Item], spec: Spec) -> InMemory | None:
+def _load(config: PicturesConfig, items: list[Item], spec: Spec) -> InMemory | None:
     """The readable pictures in memory, None where there is not one."""
     found = list(decode_all(config, items))
     good = [(i, d) for i, d in zip(items, found, strict=True) if isinstance(d, Decoded)]
@@ -159,7 +249,7 @@ class Lazy:
     in_memory = False
 
     def __init__(
-        self, config: Collection, items: list[Item], spec: Spec, refused: Sequence[Refused] = ()
+        self, config: PicturesConfig, items: list[Item], spec: Spec, refused: Sequence[Refused] = ()
     ) -> None:
         self.config, self.items, lost = config, [], list(refused)
         digest = hashlib.blake2b(digest_size=16)

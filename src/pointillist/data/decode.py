@@ -1,6 +1,7 @@
 """One picture file to 8-bit values of a fixed size, whatever it was stored as."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,38 +39,47 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...]
 
 
-def decode(path: Path, size: tuple[int, int], channels: int, fit: Fit, enlarge: bool) -> Decoded:
-    """The picture at `size` = (h, w); InputError with the reason where it cannot be used.
+def decode(
+    file: Path | bytes, size: tuple[int, int], channels: int, fit: Fit, enlarge: bool
+) -> Decoded:
+    """The picture at `size` = (h, w), from a file or its content; InputError with the reason where
+    it cannot be used.
 
     Transparent parts lie on white; 16-bit values are divided by 257; of several frames the first
     counts. `crop` keeps the largest centred part of the right shape, `pad` the whole on white,
     `adm` is `adm_crop`.
     """
     try:
-        return _decode(path, size, channels, fit, enlarge)
+        return _decode(file, size, channels, fit, enlarge)
     except InputError:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"unreadable: {reason.replace(str(path), path.name)}") from None
+        if isinstance(file, Path):
+            reason = reason.replace(str(file), file.name)
+        elif "cannot identify image file" in reason:
+            reason = "cannot identify image file"  # without the address of the buffer
+        raise InputError(f"unreadable: {reason}") from None
 
 
-def _decode(path: Path, size: tuple[int, int], channels: int, fit: str, enlarge: bool) -> Decoded:
-    if path.stat().st_size == 0:
+def _decode(
+    file: Path | bytes, size: tuple[int, int], channels: int, fit: Fit, enlarge: bool
+) -> Decoded:
+    if not (file.stat().st_size if isinstance(file, Path) else len(file)):
         raise InputError("unreadable: the file is empty")
-    with Image.open(path) as file:
-        if file.width * file.height > LARGEST:
+    with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as opened:
+        if opened.width * opened.height > LARGEST:
             raise InputError(
-                f"unreadable: {file.width}x{file.height} pixels, more than {LARGEST:,} in all"
+                f"unreadable: {opened.width}x{opened.height} pixels, more than {LARGEST:,} in all"
             )
         notes = []
-        if file.mode == "F":
+        if opened.mode == "F":
             raise InputError("unreadable: floating-point values have no known black and white")
-        if ";16" in str(file.tile) or file.mode == "I":
+        if ";16" in str(opened.tile) or opened.mode == "I":
             notes.append("16-bit")
-        if file.getexif().get(0x0112, 1) not in (0, 1):
+        if opened.getexif().get(0x0112, 1) not in (0, 1):
             notes.append("EXIF-rotated")
-        image: Image.Image = ImageOps.exif_transpose(file)
+        image: Image.Image = ImageOps.exif_transpose(opened)
     h, w = size
     shape = (image.height, image.width)
     if (image.height < h or image.width < w) and not enlarge:
@@ -77,12 +87,7 @@ def _decode(path: Path, size: tuple[int, int], channels: int, fit: str, enlarge:
             f"too small: {image.height}x{image.width}, wanted {h}x{w}; data.enlarge=true takes it"
         )
     image = _eight_bit(image, notes, channels)
-    if image.size != (w, h) and fit == "crop":
-        image = ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS)
-    elif image.size != (w, h) and fit == "adm":
-        image = adm_crop(image, size)
-    elif image.size != (w, h):
-        image = ImageOps.pad(image, (w, h), Image.Resampling.LANCZOS, color="white")
+    image = fitted(image, size, fit)
     x = np.asarray(image).reshape(h, w, channels).transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(x), shape, tuple(notes))
 
@@ -102,6 +107,18 @@ def adm_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     image = image.resize(wide, Image.Resampling.BICUBIC)
     left, top = (image.width - w) // 2, (image.height - h) // 2
     return image.crop((left, top, left + w, top + h))
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The picture at `size` = (h, w); one that has it already is left as it is."""
+    h, w = size
+    if image.size == (w, h):
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS)
+    if fit == "adm":
+        return adm_crop(image, size)
+    return ImageOps.pad(image, (w, h), Image.Resampling.LANCZOS, color="white")
 
 
 def _eight_bit(image: Image.Image, notes: list[str], channels: int) -> Image.Image:

@@ -6,94 +6,31 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator
-
-from pointillist.data.collection import Item, Listing, examine, held_out, open_split
-from pointillist.data.decode import SUFFIXES, Decoded, Fit, decode
-from pointillist.data.report import Refused, Report
-from pointillist.data.source import Source
-from pointillist.types import InputError, Spec, config, grid_axes
+from pointillist.data.collection import Item, Listing, PicturesConfig, divide
+from pointillist.data.decode import SUFFIXES, Decoded, decode
+from pointillist.data.report import Refused
+from pointillist.types import InputError, config
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation", "dev")}
-
-
-def parse_size(value: Any) -> Any:
-    """`64`, `"48x64"` (height x width) or a pair."""
-    if isinstance(value, str):
-        parts = value.lower().split("x")
-        if len(parts) <= 2 and all(part.isdigit() for part in parts):
-            return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-    return value
 
 
 @config
-class FolderConfig:
-    """`size` is an edge or HxW; `fit` crops the centre, pads with white or crops as ADM does;
-    `enlarge` takes files that are smaller than that.
-
-    Sub-folders `train` and `test` (or `val`, `valid`, `validation`, `dev`) are the splits where
-    both exist; otherwise a share `test_share` of the files, by a hash of their names, is held out.
-    `classes` is the number of sub-folders expected, 0 takes what is found.
-    """
+class FolderConfig(PicturesConfig):
+    """A folder and all below it; the class of a picture is its sub-folder."""
 
     kind: Literal["folder"] = "folder"
     path: str = "data/pictures"
-    size: Annotated[int | tuple[int, int], BeforeValidator(parse_size)] = 64
-    fit: Fit = "crop"
-    enlarge: bool = False
-    channels: Literal[1, 3] = 3
-    classes: int = 0
-    test_share: float = 0.05
 
-    def __post_init__(self) -> None:
-        if min(self.grid) < 1:
-            raise InputError(f"data.size is {self.size}; it must be 1 or more")
-        if self.classes < 0:
-            raise InputError(f"data.classes is {self.classes}; it must be 0 or more")
-        if not 0 < self.test_share < 1:
-            raise InputError(f"data.test_share is {self.test_share}; it lies in (0, 1)")
-
-    @property
-    def root(self) -> Path:
-        return Path(self.path).expanduser()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
-
-    def promise(self) -> Spec:
-        """What the set will be: its classes where it is at hand, else as many as expected."""
-        if self.root.is_dir():
-            listing = scan(self)
-            return self._spec(listing.classes, any(item.captions for item in listing.items))
-        return self._spec(tuple(str(i) for i in range(self.classes)), False)
-
-    def _spec(self, classes: tuple[str, ...], captions: bool, **more: Any) -> Spec:
-        offset = (127.5,) * self.channels
-        return Spec(channels=self.channels, axes=grid_axes(self.grid), classes=classes,
-                    captions=captions, offset=offset, scale=offset, **more)  # fmt: skip
+    def listing(self) -> Listing:
+        return scan(self)
 
     def weigh(self, item: Item) -> int:
-        """Bytes of the file, OSError where it is gone."""
         return (self.root / item.file).stat().st_size
 
     def decode(self, item: Item) -> Decoded:
         return decode(self.root / item.file, self.grid, self.channels, self.fit, self.enlarge)
-
-    def open(self, split: Literal["train", "test"]) -> Source:
-        """The split: in memory where it fits, else decoded in workers as it is needed."""
-        listing = scan(self)
-        captions = any(item.captions for item in listing.items)
-        return open_split(self, listing, self._spec(listing.classes, captions), split)
-
-    def examine(self) -> Report:
-        """Decode everything once and count."""
-        listing = scan(self)
-        spec = self._spec(listing.classes, any(item.captions for item in listing.items))
-        return examine(self, listing, spec)
 
 
 def scan(config: FolderConfig) -> Listing:
@@ -110,16 +47,11 @@ def scan(config: FolderConfig) -> Listing:
         )
     captions, missing = _metadata(root, set(files))
     refused += missing
-    tops = {file.split("/")[0] for file in files if "/" in file}
-    folders = {split: [n for n in names if n in tops] for split, names in SPLITS.items()}
-    given = bool(folders["train"]) and bool(folders["test"])
-    if given:
-        inside = tuple(f"{name}/" for names in folders.values() for name in names)
-        outside = [file for file in files if not file.startswith(inside)]
-        refused += [Refused(file, "outside: neither in train nor in test") for file in outside]
-        files = [file for file in files if file.startswith(inside)]
+    split_of, given = divide(files, config.test_share, refused)
+    files = list(split_of)
     # A folder that holds `train` alone is that split; beside others, "train" is a class.
-    strip = 1 if given or tops == {"train"} else 0
+    alone = {file.split("/")[0] for file in files if "/" in file} == {"train"}
+    strip = 1 if given or alone else 0
     parents = {}
     for file in files:
         parts = file.split("/")[strip if "/" in file else 0 : -1]
@@ -130,14 +62,9 @@ def scan(config: FolderConfig) -> Listing:
             f"data.classes is {config.classes}, but data.path {config.path} has {len(classes)} "
             f"sub-folders of pictures; set data.classes=0 to take what is there"
         )
-    held = set() if given else held_out(files, config.test_share)
     number = {name: i for i, name in enumerate(classes)}
     items = []
     for file in files:
-        if given:
-            split = "test" if file.split("/")[0] in folders["test"] else "train"
-        else:
-            split = "test" if file in held else "train"
         parent = parents[file]
         label = -1 if parent is None else number[parent]
         try:
@@ -145,7 +72,7 @@ def scan(config: FolderConfig) -> Listing:
         except InputError as error:
             refused.append(Refused(Path(file).with_suffix(".txt").as_posix(), str(error)))
             own = ()
-        items.append(Item(file, label, own, split))
+        items.append(Item(file, label, own, split_of[file]))
     return Listing(items, classes, refused, ignored)
 
 

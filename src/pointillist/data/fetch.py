@@ -1,0 +1,240 @@
+"""Downloads: going on where an earlier try ended, and checked before they count.
+
+urllib alone: one request after the other is all there is to it. A file grows as `.NAME.part` beside
+its place, with `.NAME.part.json` to say which address and which version of it the part belongs to;
+only a whole file with the right checksum is moved there.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from pointillist.data.cifar10 import FILES, RECORD, RECORDS
+from pointillist.engine.checkpoint import write_atomically, write_text
+from pointillist.types import InputError
+
+TRIES, PAUSE, TIMEOUT = 4, 1.0, 30.0  # seconds
+CHUNK = 1 << 20
+Watch = Callable[[int, int | None], Any]
+
+
+class Known(NamedTuple):
+    """A set that can be fetched by name: its archive, and the files of it that are kept."""
+
+    url: str
+    sha256: str
+    out: str
+    files: dict[str, int]  # by name, with the bytes that each has
+
+
+KNOWN = {
+    "cifar10": Known(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "data/cifar10",
+        {name: RECORDS * RECORD for names in FILES.values() for name in names},
+    )
+}
+
+
+class Fetched(NamedTuple):
+    """Where it is, what was checked ("" for a set that was unpacked before: its files have the
+    right sizes), and whether anything had to be loaded.
+    """
+
+    out: Path
+    bytes: int
+    sha256: str
+    loaded: bool
+
+
+def fetch(
+    source: str, out: Path | None = None, sha256: str | None = None, watch: Watch | None = None
+) -> Fetched:
+    """A known set, unpacked into the folder `out`, or any address, as the file `out`.
+
+    InputError names what went wrong; what was loaded until then is kept for the next try, unless
+    its checksum is wrong.
+    """
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"--sha256 is {sha256}; it has 64 digits of 0-9 and a-f")
+    known = KNOWN.get(source)
+    if known is None:
+        scheme = urlsplit(source).scheme
+        if scheme not in ("http", "https"):
+            raise InputError(f"{source} is neither a known set ({', '.join(KNOWN)}) nor an http or "
+                             f"https address")  # fmt: skip
+        name = unquote(urlsplit(source).path).rstrip("/").rpartition("/")[2]
+        if out is None and name in ("", ".", ".."):
+            raise InputError(f"{source} ends in no file name; say --out FILE")
+        return download(source, out or Path("data") / name, sha256, watch)
+    folder = out or Path(known.out)
+    if all((folder / name).is_file() and (folder / name).stat().st_size == size
+           for name, size in known.files.items()):  # fmt: skip
+        return Fetched(folder, sum(known.files.values()), "", False)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is already there and is not a whole {source}; choose another "
+                         f"--out, or remove it")  # fmt: skip
+    archive = folder.parent / known.url.rpartition("/")[2]
+    got = download(known.url, archive, sha256 or known.sha256, watch)
+    write_atomically(folder, lambda draft: _unpack(archive, draft, known.files))
+    archive.unlink()
+    return Fetched(folder, got.bytes, got.sha256, got.loaded)
+
+
+def download(url: str, out: Path, sha256: str | None = None, watch: Watch | None = None) -> Fetched:
+    """The file behind an address; a file that is already right is not loaded again."""
+    if out.is_dir():
+        raise InputError(f"--out is {out}, a folder; name a file in it")
+    wanted = sha256.lower() if sha256 else None
+    if out.exists():
+        found = _digest(out)
+        if wanted is not None and found == wanted:
+            return Fetched(out, out.stat().st_size, found, False)
+        why = (
+            "its sha256 is another" if wanted else "only --sha256 could tell whether it is the same"
+        )
+        raise InputError(f"{out} is already there, and {why}; choose another --out, or remove it")
+    part = out.parent / f".{out.name}.part"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _load(url, part, watch)
+        found = _digest(part)
+        if wanted is not None and found != wanted:
+            _forget(part)
+            raise InputError(f"{url} has sha256 {found}, expected {wanted}; it was not kept: check "
+                             f"the address and the checksum")  # fmt: skip
+        os.replace(part, out)
+        _forget(part)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}; what is there is "
+                         f"kept, mend that and fetch again") from error  # fmt: skip
+    return Fetched(out, out.stat().st_size, found, True)
+
+
+# Loading.
+
+
+class Broken(Exception):
+    """The connection ended too early; trying again goes on from there."""
+
+
+def _load(url: str, part: Path, watch: Watch | None) -> None:
+    """Fill `part` until it is whole, over several connections if need be."""
+    for number in range(1, TRIES + 1):
+        try:
+            _once(url, part, watch)
+            return
+        except Broken as broken:
+            if number == TRIES:
+                have = part.stat().st_size if part.exists() else 0
+                raise InputError(f"{url} broke off {TRIES} times ({broken}); {have} bytes are "
+                                 f"kept, fetch again to go on") from None  # fmt: skip
+            time.sleep(PAUSE * number)
+
+
+def _once(url: str, part: Path, watch: Watch | None) -> None:
+    """One connection: ask for what is missing, and append it."""
+    note = part.with_name(part.name + ".json")
+    have, version = _resumable(url, part, note)
+    request = urllib.request.Request(url, headers={"User-Agent": "pointillist"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", version)  # another version is sent whole
+    try:
+        reply: HTTPResponse
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            if have and reply.status == 206:
+                start = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+                if start is None or int(start[1]) != have:
+                    _forget(part)
+                    raise Broken("the server sent another part than was asked for")
+            else:
+                have = 0  # a server without ranges begins anew
+            length = reply.headers.get("Content-Length")
+            total = have + int(length) if length and length.isdecimal() else None
+            marks = [reply.headers.get(name) for name in ("ETag", "Last-Modified")]
+            # A weak tag may stand for other bytes; it cannot vouch for a part.
+            mark = next((m for m in marks if m and not m.startswith("W/")), "")
+            write_text(note, json.dumps({"url": url, "version": mark, "total": total}))
+            with part.open("ab" if have else "wb") as file:
+                while block := reply.read(CHUNK):
+                    file.write(block)
+                    have += len(block)
+                    if watch is not None:
+                        watch(have, total)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416:  # the part is as long as the file, or longer
+                if have and have == json.loads(note.read_text("utf-8")).get("total"):
+                    return
+                _forget(part)
+                raise Broken("the part did not fit the file") from None
+            if error.code in (408, 425, 429) or error.code >= 500:
+                raise Broken(f"HTTP {error.code} {error.reason}") from None
+            raise InputError(f"{url} answers HTTP {error.code} {error.reason}; check the "
+                             f"address") from None  # fmt: skip
+    except urllib.error.URLError as error:
+        raise InputError(f"{url} cannot be reached: {error.reason}; check the network and the "
+                         f"address") from None  # fmt: skip
+    except (HTTPException, ConnectionError, TimeoutError) as error:
+        raise Broken(str(error) or type(error).__name__) from None
+    if total is not None and have < total:
+        raise Broken(f"{have} of {total} bytes")
+
+
+def _resumable(url: str, part: Path, note: Path) -> tuple[int, str]:
+    """How many bytes are there of which version; none where that cannot be told."""
+    try:
+        said = json.loads(note.read_text("utf-8"))
+        if said["url"] == url and said["version"]:
+            return part.stat().st_size, said["version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return 0, ""
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Unpacking.
+
+
+def _unpack(archive: Path, draft: Path, files: dict[str, int]) -> None:
+    """The expected files, found by their last name, and nothing else of the archive."""
+    draft.mkdir()
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                if name not in files or not member.isfile() or member.size != files[name]:
+                    continue
+                content = tar.extractfile(member)
+                assert content is not None
+                with content, (draft / name).open("wb") as file:
+                    shutil.copyfileobj(content, file)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise InputError(f"{archive} cannot be unpacked: {error}; remove it and fetch "
+                         f"again") from None  # fmt: skip
+    lacking = [name for name in files if not (draft / name).is_file()]
+    if lacking:
+        raise InputError(f"{archive} lacks {lacking[0]} of {files[lacking[0]]} bytes; remove it "
+                         f"and fetch again")  # fmt: skip
