@@ -107,8 +107,39 @@ def test_presets_and_sets_are_listed(say):
     text = say("presets").out
     assert all(name in text for name in preset_names())
     assert len(json.loads(say("presets", "--json").out)) == len(preset_names())
-    assert set(json.loads(say("data", "list", "--json").out)) == {"emoji", "cifar10", "folder"}
+    assert set(json.loads(say("data", "list", "--json").out)) == {
+        "emoji",
+        "cifar10",
+        "folder",
+        "zip",
+    }
     assert "cifar10" in say("data", "list").out
+
+
+def test_a_folder_is_packed_checked_and_described(say, tmp_path):
+    for i in range(6):
+        folder = tmp_path / "pics" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 24), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    (tmp_path / "pics" / "cat" / "bad.png").write_text("no picture")
+    said = say("data", "pack", "pics", "--out", "p.zip", "--size", "16", "--crop", "adm")
+    assert said.code == 0 and "6 pictures of 16x16 in p.zip" in said.out
+    assert "left out cat/bad.png: unreadable" in said.out
+    facts = json.loads(say("data", "check", "p.zip", "data.size=16", "--json").out)
+    assert facts["found"] == 6 and set(facts["classes"]) == {"cat", "dog"}
+    facts = json.loads(say("data", "pack", "p.zip", "data.size=16", "--split", "train", "--out",
+                           "q.zip", "--json").out)  # fmt: skip
+    assert facts["size"] == [16, 16] and facts["refused"] == []
+    assert say("data", "pack", "pics", "--out", "p.zip").code == 2
+    said = say("data", "pack", "pics", "--out", "r.zip", "--crop", "middle")
+    assert said.code == 2 and "--crop is middle; it is one of adm, centre, none" in said.err
+    said = say("data", "pack", "pics", "--out", "r.zip", "--split", "half")
+    assert said.code == 2 and "--split is half" in said.err
+
+
+def test_fetching_nonsense_is_one_sentence(say):
+    said = say("data", "fetch", "mnist")
+    assert said.code == 2 and "mnist is neither a known set (cifar10)" in said.err
 
 
 def test_data_check_takes_a_kind_a_folder_or_a_preset(say, tmp_path):

@@ -1,0 +1,282 @@
+"""Downloads from real servers on this machine: whole, cut off, changed, wrong."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pointillist.data import fetch as fetch_file
+from pointillist.data.cifar10 import FILES
+from pointillist.data.fetch import KNOWN, Known, download, fetch
+from pointillist.types import InputError
+
+CONTENT = bytes(range(256)) * 4000
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(fetch_file, "PAUSE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def python_server(tmp_path_factory):
+    """`python -m http.server`, which knows no ranges."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "a file.bin").write_bytes(CONTENT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1",
+               "--directory", str(folder)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+def test_a_file_is_loaded_checked_and_not_loaded_twice(python_server, tmp_path):
+    url, out = f"{python_server}/a%20file.bin", tmp_path / "deep" / "x.bin"
+    seen = []
+    got = fetch(url, out, SHA, lambda done, total: seen.append((done, total)))
+    assert got == (out, len(CONTENT), SHA, True) and out.read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert [p.name for p in out.parent.iterdir()] == ["x.bin"]  # nothing is left beside it
+    assert fetch(url, out, SHA.upper()).loaded is False
+
+
+def test_without_out_the_name_is_that_of_the_address(python_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fetch(f"{python_server}/a%20file.bin?x=1").out == Path("data/a file.bin")
+
+
+def test_a_wrong_checksum_leaves_nothing(python_server, tmp_path):
+    with pytest.raises(InputError, match=f"has sha256 {SHA}, expected {'0' * 64}; it was not kept"):
+        fetch(f"{python_server}/a%20file.bin", tmp_path / "x", "0" * 64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_there_is_one_sentence(python_server, tmp_path):
+    with pytest.raises(InputError, match="answers HTTP 404 .*; check the address"):
+        fetch(f"{python_server}/none.bin", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_for_a_server_without_ranges_begins_anew(python_server, tmp_path):
+    url, out = f"{python_server}/a%20file.bin", tmp_path / "x"
+    with urllib.request.urlopen(url) as reply:
+        mark = reply.headers["Last-Modified"]
+    (tmp_path / ".x.part").write_bytes(CONTENT[:1000])
+    note = {"url": url, "version": mark, "total": len(CONTENT)}
+    (tmp_path / ".x.part.json").write_text(json.dumps(note))
+    assert fetch(url, out, SHA).out.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("source", "sha", "message"),
+    [("ftp://x/y", None, "neither a known set .*nor an http or https address"),
+     ("mnist", None, "mnist is neither a known set"), ("http://127.0.0.1/", None, "say --out FILE"),
+     ("file:///etc/passwd", None, "nor an http"), ("cifar10", "abc", "--sha256 is abc; it has 64")],
+)  # fmt: skip
+def test_a_wrong_request_is_one_sentence(source, sha, message):
+    with pytest.raises(InputError, match=message):
+        fetch(source, None, sha)
+
+
+def test_places_that_are_taken_are_left_alone(tmp_path):
+    with pytest.raises(InputError, match="a folder; name a file in it"):
+        download("http://127.0.0.1:1/x", tmp_path)
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(InputError, match="already there, and only --sha256"):
+        download("http://127.0.0.1:1/x", tmp_path / "x")
+    with pytest.raises(InputError, match="already there, and its sha256 is another"):
+        download("http://127.0.0.1:1/x", tmp_path / "x", SHA)
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match="cannot be reached: .*; check the network"):
+        fetch(f"http://127.0.0.1:{port}/x", tmp_path / "x")
+
+
+# A server that knows ranges, and breaks off where it is told to.
+
+
+class Server(http.server.ThreadingHTTPServer):
+    tag, content, cuts, busy = '"one"', CONTENT, [], 0
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.cuts = [], []
+        self.url = f"http://127.0.0.1:{self.server_port}/x.bin"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.server.asked.append(wanted)
+        if self.server.busy:
+            self.server.busy -= 1
+            self.send_error(503)
+            return
+        content, first = self.server.content, 0
+        if wanted and self.headers.get("If-Range") == self.server.tag:
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(content):
+                self.send_error(416)
+                return
+        self.send_response(206 if first else 200)
+        self.send_header("ETag", self.server.tag)
+        self.send_header("Content-Length", str(len(content) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        stop = self.server.cuts.pop(0) if self.server.cuts else len(content)
+        self.wfile.write(content[first:stop])
+        self.close_connection = True
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_ended(server, tmp_path):
+    server.cuts = [1000, 500_000]
+    assert fetch(server.url, tmp_path / "x", SHA).out.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", "bytes=500000-"]
+
+
+def test_a_truncated_download_is_told_and_a_second_call_resumes(server, tmp_path):
+    server.cuts = [1000, 1000, 2000, 2000]
+    with pytest.raises(InputError, match=r"broke off 4 times .*2000 bytes are kept, fetch again"):
+        fetch(server.url, tmp_path / "x", SHA)
+    assert not (tmp_path / "x").exists()
+    server.asked.clear()
+    assert fetch(server.url, tmp_path / "x", SHA).out.read_bytes() == CONTENT
+    assert server.asked == ["bytes=2000-"]
+
+
+def test_a_file_that_changed_meanwhile_begins_anew(server, tmp_path):
+    server.cuts = [1000] * 4
+    with pytest.raises(InputError, match="broke off"):
+        fetch(server.url, tmp_path / "x")
+    server.tag, server.content = '"two"', CONTENT[::-1]
+    assert fetch(server.url, tmp_path / "x").out.read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_of_another_address_is_not_continued(server, tmp_path):
+    server.cuts = [1000] * 4
+    with pytest.raises(InputError, match="broke off"):
+        fetch(server.url, tmp_path / "x")
+    server.asked.clear()
+    fetch(server.url + "?other", tmp_path / "x")
+    assert server.asked == [None]
+
+
+def test_a_whole_part_needs_nothing_more(server, tmp_path):
+    (tmp_path / ".x.part").write_bytes(CONTENT)
+    note = {"url": server.url, "version": server.tag, "total": len(CONTENT)}
+    (tmp_path / ".x.part.json").write_text(json.dumps(note))
+    assert fetch(server.url, tmp_path / "x", SHA).bytes == len(CONTENT)
+    (tmp_path / ".y.part").write_bytes(CONTENT + b"more")
+    (tmp_path / ".y.part.json").write_text(json.dumps(note))
+    assert fetch(server.url, tmp_path / "y", SHA).bytes == len(CONTENT)
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.busy = 2
+    assert fetch(server.url, tmp_path / "x", SHA).loaded
+    server.busy = 9
+    with pytest.raises(InputError, match="broke off 4 times .HTTP 503"):
+        fetch(server.url, tmp_path / "y", SHA)
+
+
+# Known sets.
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        for name in ("../../escape.bin", "/tmp/absolute.bin"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 4
+            tar.addfile(entry, io.BytesIO(b"evil"))
+        link = tarfile.TarInfo("set/b.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    return buffer.getvalue()
+
+
+def known(server, monkeypatch, content: bytes) -> None:
+    server.content = content
+    files = {"a.bin": 3, "b.bin": 5}
+    entry = Known(server.url, hashlib.sha256(content).hexdigest(), "data/toy", files)
+    monkeypatch.setitem(KNOWN, "toy", entry)
+
+
+def test_a_known_set_is_unpacked_where_it_is_looked_for(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/b.bin": b"three"}))
+    got = fetch("toy")
+    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert names == ["data/toy/a.bin", "data/toy/b.bin"] and got.loaded
+    assert (tmp_path / "data/toy/b.bin").read_bytes() == b"three"
+    assert fetch("toy").loaded is False and len(server.asked) == 1
+    (tmp_path / "data/toy/a.bin").write_bytes(b"other size")
+    with pytest.raises(InputError, match="is already there and is not a whole toy"):
+        fetch("toy")
+
+
+def test_an_archive_that_lacks_a_file_leaves_no_folder(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/c.bin": b"three"}))
+    with pytest.raises(InputError, match="lacks b.bin of 5 bytes"):
+        fetch("toy")
+    assert not (tmp_path / "data/toy").exists()
+    known(server, monkeypatch, b"no archive")
+    (tmp_path / "data/x.bin").unlink()
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        fetch("toy")
+
+
+def test_the_address_of_cifar10_names_the_files_that_are_read():
+    entry = KNOWN["cifar10"]
+    assert set(entry.files) == {name for names in FILES.values() for name in names}
+    assert len(entry.sha256) == 64 and entry.url.endswith("cifar-10-binary.tar.gz")
+
+
+@pytest.mark.network
+def test_cifar10_can_be_fetched(tmp_path):
+    assert fetch("cifar10", tmp_path / "cifar10").loaded
