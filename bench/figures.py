@@ -1,8 +1,8 @@
 """The pictures of docs/results.md: samples of every class, and training curves.
 
-    python bench/figures.py RUN... [--rows 3] [--guidance W]
+    python bench/figures.py RUN... [--rows 3] [--guidance W] [--sheet samples.png]
 
-One sheet, `docs/images/samples.png`, with rows of every run and a column for each class (seed 0,
+One sheet in `docs/images` with rows of every run and a column for each class (seed 0,
 the run's own sampler), and one curve `docs/images/NAME.svg` a run.
 """
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sheet", default="samples.png")
     asked = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -37,7 +38,7 @@ def main() -> None:
         svg = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         (IMAGES / f"{Path(folder).name}.svg").write_text(svg + "\n")
     sheet = contact_sheet(torch.cat(rows), columns=len(run.spec.classes), scale=SCALE)
-    save_png(sheet, IMAGES / "samples.png")
+    save_png(sheet, IMAGES / asked.sheet)
 
 
 if __name__ == "__main__":
