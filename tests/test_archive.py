@@ -101,6 +101,17 @@ def test_an_unreadable_picture_is_named_and_the_rest_is_used(tmp_path):
     assert report.used["train"] + report.used["test"] == 8 and report.ignored["none"] == 1
 
 
+def test_hidden_members_are_passed_over(tmp_path):
+    config = packed(tmp_path / "a.zip", labels(*[0] * 8), **{"__MACOSX/._x.png": b"no picture"})
+    report = check(config)
+    assert not report.refused and report.found == 8
+
+
+def test_a_set_is_promised_before_it_is_there():
+    promised = ZipConfig(path="none.zip", classes=3, size=24).promise()
+    assert promised.classes == ("0", "1", "2") and promised.size == (24, 24)
+
+
 def test_a_replaced_archive_is_read_anew(tmp_path):
     config = packed(tmp_path / "a.zip", labels(*[0] * 8))
     assert config.open("train").spec.classes == ("0",)
@@ -131,6 +142,8 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
      ({"labels": labels(*[0] * 8)["labels"] + [[NAMES[0], 0]]}, None, "labels .* twice"),
      ({**labels(*[2] * 8), "classes": ["a"]}, None, "has label 2, but only 1 classes"),
      ({**labels(*[0] * 8), "classes": "a"}, None, "it is a list of names"),
+     ({**labels(*[0] * 8), "classes": ["a", "a"]}, None, "names one class twice"),
+     ({"labels": None, "classes": ["a"]}, None, "names classes, but gives no picture a label"),
      (labels(*[10**12] * 8), None, "far beyond its 8 pictures"),
      ({"captions": {"x.png": ["a"]}}, None, "captions x.png, which is not a picture"),
      ({"captions": {NAMES[0]: "a"}}, None, "are no list of texts")],

@@ -82,6 +82,7 @@ def test_without_a_crop_other_sizes_are_left_out_by_name(tmp_path, pictures):
         ("train/cat/small.png", "other size")
     ]
     assert "9x9, wanted 20x24" in packed.refused[0].reason
+    assert pack(pictures, tmp_path / "b.zip", crop="none").size == (20, 24)
 
 
 def test_an_unreadable_file_is_left_out_by_name(tmp_path, pictures):
@@ -141,6 +142,6 @@ def test_what_cannot_be_packed_is_one_sentence(tmp_path, pictures):
     with pytest.raises(InputError, match="it ends in .zip"):
         pack(pictures, tmp_path / "a.tar")
     Image.new("RGB", (20, 20)).save(Path(pictures.path) / "train" / "bare.png")
-    with pytest.raises(InputError, match="some pictures have a class and some have none"):
+    with pytest.raises(InputError, match="train/bare.png has no class, but others have one"):
         pack(pictures, tmp_path / "mixed.zip")
     assert not list(tmp_path.glob("*mixed*")) and not list(tmp_path.glob(".*"))

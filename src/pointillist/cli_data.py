@@ -55,7 +55,7 @@ def data_pack(
 ) -> None:
     """Write a set as one zip file with dataset.json, the form that EDM's code reads too."""
     from pointillist.console import Drawing
-    from pointillist.data.pack import count, pack
+    from pointillist.data.pack import check_out, count, pack
 
     crops: dict[str, Any] = {"adm": "adm", "centre": "centre", "none": "none"}
     if crop is not None and crop not in crops:
@@ -63,6 +63,7 @@ def data_pack(
     splits: dict[str, Any] = {"both": "both", "train": "train", "test": "test"}
     if split not in splits:
         raise InputError(f"--split is {split}; it is one of {', '.join(splits)}")
+    check_out(out)  # before a set is read for nothing
     data, wanted = _data(source, overrides), parse_size(size)
     pair = None if wanted is None else (wanted[0], wanted[1])
     with Drawing(count(data, split)) as drawing:

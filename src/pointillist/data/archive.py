@@ -101,7 +101,8 @@ def _members(archive: zipfile.ZipFile, name: str) -> tuple[list[str], Counter[st
             raise InputError(f"{name}: member {file} is there twice; pack it again")
         found.add(file)
         ending = os.path.splitext(file)[1].lower()
-        if member.is_dir() or file == INDEX:
+        # Hidden files, among them what macOS puts beside pictures, are passed over as in folders.
+        if member.is_dir() or file == INDEX or any(part.startswith(".") for part in parts):
             continue
         if ending not in SUFFIXES:
             ignored[ending or "none"] += 1
@@ -166,6 +167,11 @@ def _labels(
         isinstance(names, list) and all(isinstance(one, str) for one in names)
     ):
         raise InputError(f"{where}: classes is {str(names)[:80]}; it is a list of names")
+    if names is not None and len(set(names)) < len(names):
+        raise InputError(f"{where}: classes names one class twice; keep one")
+    if names and not labels:
+        raise InputError(f"{where} names classes, but gives no picture a label; label all, or "
+                         f"leave classes out")  # fmt: skip
     most = max(labels.values(), default=-1) + 1
     if names is not None and most > len(names):
         raise InputError(f"{where} has label {most - 1}, but only {len(names)} classes; name all")

@@ -55,19 +55,21 @@ def pack(
     """Write the set behind a data configuration into `out`.
 
     `crop` None: as the set's own configuration says; `none`: pictures of another size than `size`
-    (None: the set's) are left out by name. With both splits they lie in folders `train` and `test`.
-    InputError where `out` is there already, or nothing could be packed.
+    (None: that of the first picture) are left out by name. With both splits they lie in folders
+    `train` and `test`. InputError where `out` is there already, or nothing could be packed.
     """
-    if out.exists():
-        raise InputError(f"{out} is already there; choose another --out, or remove it")
-    if out.suffix.lower() != ".zip":
-        raise InputError(f"--out is {out}; it ends in .zip")
+    check_out(out)
     splits = SPLITS if split == "both" else (split,)
     refused: list[Refused] = []
     if isinstance(config, PicturesConfig):
-        size = size or config.grid
         listing = config.listing()
+        if size is None:
+            size = _first_shape(config, listing) if crop == "none" else config.grid
         spec = config.spec_of(listing)
+        bare = [item.file for item in listing.items if item.label < 0]
+        if spec.classes and bare:
+            raise InputError(f"{bare[0]} has no class, but others have one; put all pictures into "
+                             f"sub-folders, or none")  # fmt: skip
         refused += listing.refused
         config = dataclasses.replace(
             config, size=size, fit=FITS.get(crop, config.fit) if crop else config.fit,
@@ -96,7 +98,7 @@ def pack(
                     file = f"{number // A_FOLDER:05d}/img{number:08d}.png"
                     file = f"{name}/{file}" if split == "both" else file
                     archive.writestr(_entry(file), _png(picture.x))
-                    if spec.classes and picture.label >= 0:
+                    if spec.classes:
                         index["labels"].append([file, picture.label])
                     if picture.captions:
                         captions[file] = list(picture.captions)
@@ -109,9 +111,6 @@ def pack(
                 ))  # fmt: skip
             if spec.classes:
                 index["classes"] = list(spec.classes)
-                if len(index["labels"]) != sum(written.values()):
-                    raise InputError("some pictures have a class and some have none; put all into "
-                                     "sub-folders, or none")  # fmt: skip
             if captions:
                 index["captions"] = captions
             archive.writestr(_entry(INDEX), json.dumps(index))
@@ -120,11 +119,28 @@ def pack(
     return Packed(out, size, written, refused)
 
 
+def check_out(out: Path) -> None:
+    """InputError where the archive could not be written there."""
+    if out.exists():
+        raise InputError(f"{out} is already there; choose another --out, or remove it")
+    if out.suffix.lower() != ".zip":
+        raise InputError(f"--out is {out}; it ends in .zip")
+
+
 def count(config: Any, split: str) -> int:
     """How many pictures there are to pack."""
     if isinstance(config, PicturesConfig):
         return sum(split in ("both", item.split) for item in config.listing().items)
     return sum(len(config.open(name)) for name in SPLITS if split in ("both", name))
+
+
+def _first_shape(config: PicturesConfig, listing: Listing) -> tuple[int, int]:
+    """The size of the first picture that can be read."""
+    any_size = dataclasses.replace(config, enlarge=True)
+    for found in decode_all(any_size, listing.items):
+        if not isinstance(found, InputError):
+            return found.shape
+    return config.grid
 
 
 def _from_files(

@@ -110,7 +110,7 @@ def lines(report: Report, shown: int = 12) -> list[str]:
             text.append(f"{len(report.unlabelled)} without a class, as "
                         f"{report.unlabelled[0]}")  # fmt: skip
     else:
-        text.append("no classes: there are no sub-folders")
+        text.append("no classes")
     if spec.captions:
         text.append(f"captioned, but for {len(report.uncaptioned)}")
         text += [f"  uncaptioned {name}" for name in report.uncaptioned[:shown]]
