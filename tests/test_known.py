@@ -53,6 +53,7 @@ def test_a_table_of_pixels_is_read_from_the_top_left(tmp_path):
      ("x,y,r,g,b\n0,0,nan,1,1\n", "r is 'nan'; it must be a number"),
      ("x_unit,y,r,g,b\n1.5,0,1,1,1\n", "x_unit is 1.5, outside of the picture"),
      ("x,y,r,g\n0,0,1,1\n", "has columns x, y, r, g; it needs x, y, r, g, b"),
+     ("x,y,r,g,b,r\n0,0,1,1,1,1\n", "each once"), ("x" * 140_000, "line 1 is not CSV"),
      ("x,x_unit,y,r,g,b\n0,0,0,1,1,1\n", "each once"), ("", "has columns none"),
      ("x,y,r,g,b\n", "holds no pixel")],
 )  # fmt: skip

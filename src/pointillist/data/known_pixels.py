@@ -26,12 +26,15 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(f"{path} cannot be read: {reason}") from None
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in rows.fieldnames or []]
+    try:
+        header = [name.strip() for name in rows.fieldnames or []]
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1 is not CSV: {error}") from None
     rows.fieldnames = header
     names = {}
     for wanted in ("x", "y", *COLOURS[channels]):
         there = [name for name in (wanted, wanted + UNIT) if name in header]
-        if len(there) != 1:
+        if len(there) != 1 or header.count(there[0]) > 1:
             raise InputError(
                 f"{path} has columns {', '.join(header) or 'none'}; it needs x, y, "
                 f"{', '.join(COLOURS[channels])}, each once, with {UNIT} behind it for 0 to 1"
