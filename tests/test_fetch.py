@@ -90,9 +90,14 @@ def test_a_part_for_a_server_without_ranges_begins_anew(python_server, tmp_path)
     ("source", "sha", "message"),
     [("ftp://x/y", None, "neither a known set .*nor an http or https address"),
      ("mnist", None, "mnist is neither a known set"), ("http://127.0.0.1/", None, "say --out FILE"),
-     ("file:///etc/passwd", None, "nor an http"), ("cifar10", "abc", "--sha256 is abc; it has 64")],
+     ("file:///etc/passwd", None, "nor an http"), ("cifar10", "abc", "--sha256 is abc; it has 64"),
+     ("http://127.0.0.1/a b", None, "is no address: .*as %20"),
+     ("http://127.0.0.1/é", None, "is no address"), ("http://[x/y", None, "is no address"),
+     ("http://127.0.0.1:port/x", None, "is no address: nonnumeric port"),
+     ("http://127.0.0.1/x%00", None, "say --out FILE")],
 )  # fmt: skip
-def test_a_wrong_request_is_one_sentence(source, sha, message):
+def test_a_wrong_request_is_one_sentence(source, sha, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         fetch(source, None, sha)
 
@@ -120,7 +125,9 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    tag, content, cuts, busy = '"one"', CONTENT, [], 0
+    tag, content, busy = '"one"', CONTENT, 0
+    heeds_if_range, most, stalls = True, len(CONTENT), 0.0  # most: bytes in the reply to a range
+    answer: tuple[int, str] | None = None  # a status and a Location, in place of the file
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -138,20 +145,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.busy -= 1
             self.send_error(503)
             return
+        if self.server.answer:
+            self.send_response(self.server.answer[0])
+            self.send_header("Location", self.server.answer[1])
+            self.end_headers()
+            return
+        time.sleep(self.server.stalls)
         content, first = self.server.content, 0
-        if wanted and self.headers.get("If-Range") == self.server.tag:
+        same = self.headers.get("If-Range") == self.server.tag or not self.server.heeds_if_range
+        if wanted and same:
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if first >= len(content):
                 self.send_error(416)
                 return
+        end = min(len(content), first + self.server.most) if first else len(content)
         self.send_response(206 if first else 200)
         self.send_header("ETag", self.server.tag)
-        self.send_header("Content-Length", str(len(content) - first))
+        self.send_header("Content-Length", str(end - first))
         if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
         self.end_headers()
-        stop = self.server.cuts.pop(0) if self.server.cuts else len(content)
-        self.wfile.write(content[first:stop])
+        stop = self.server.cuts.pop(0) if self.server.cuts else end
+        with contextlib.suppress(ConnectionError):  # who asked may have gone
+            self.wfile.write(content[first:stop])
         self.close_connection = True
 
     def log_message(self, *words):
@@ -190,6 +206,59 @@ def test_a_file_that_changed_meanwhile_begins_anew(server, tmp_path):
         fetch(server.url, tmp_path / "x")
     server.tag, server.content = '"two"', CONTENT[::-1]
     assert fetch(server.url, tmp_path / "x").out.read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_sends_a_part_of_another_version_is_not_believed(server, tmp_path):
+    server.cuts = [1000] * 4
+    with pytest.raises(InputError, match="broke off"):
+        fetch(server.url, tmp_path / "x")
+    server.tag, server.content, server.heeds_if_range = '"two"', CONTENT[::-1], False
+    server.asked.clear()
+    assert fetch(server.url, tmp_path / "x").out.read_bytes() == CONTENT[::-1]
+    assert server.asked == ["bytes=1000-", None]
+
+
+def test_a_part_shorter_than_asked_for_is_not_the_end(server, tmp_path):
+    server.cuts, server.most = [1000], 500_000
+    assert fetch(server.url, tmp_path / "x").out.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", "bytes=501000-", "bytes=1001000-"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [((204, ""), "HTTP 204 No Content, which is no file"), ((403, ""), "HTTP 403 Forbidden; check"),
+     ((302, "ftp://127.0.0.1/x"), "HTTP 302 Found; check"),
+     ((302, "/x.bin"), "HTTP 302 .* infinite loop. The last .*; check")],
+)  # fmt: skip
+def test_an_answer_that_is_no_file_is_one_sentence(server, tmp_path, answer, message):
+    server.answer = answer
+    with pytest.raises(InputError, match=message) as caught:
+        fetch(server.url, tmp_path / "x")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_stalls_is_not_waited_for_without_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_file, "TIMEOUT", 0.05)
+    server.stalls = 0.2
+    with pytest.raises(InputError, match="broke off 4 times .timed out"):
+        fetch(server.url, tmp_path / "x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_apart_from_a_broken_connection(server, tmp_path):
+    (tmp_path / ".x.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="x cannot be written: No space left on device"):
+        fetch(server.url, tmp_path / "x")
+    assert len(server.asked) == 1
+
+
+def test_a_connection_that_is_lost_is_not_called_a_full_disk(server, tmp_path, monkeypatch):
+    def lost(*words):
+        raise OSError(113, "No route to host")
+
+    monkeypatch.setattr("http.client.HTTPResponse.read", lost)
+    with pytest.raises(InputError, match="broke off 4 times .*No route to host"):
+        fetch(server.url, tmp_path / "x")
 
 
 def test_a_part_of_another_address_is_not_continued(server, tmp_path):
@@ -242,7 +311,8 @@ def archive(**members: bytes) -> bytes:
 def known(server, monkeypatch, content: bytes) -> None:
     server.content = content
     files = {"a.bin": 3, "b.bin": 5}
-    entry = Known(server.url, hashlib.sha256(content).hexdigest(), "data/toy", files)
+    digest = hashlib.sha256(content).hexdigest()
+    entry = Known(server.url, len(content), digest, "data/toy", files, "set")
     monkeypatch.setitem(KNOWN, "toy", entry)
 
 
@@ -269,6 +339,27 @@ def test_an_archive_that_lacks_a_file_leaves_no_folder(server, tmp_path, monkeyp
     (tmp_path / "data/x.bin").unlink()
     with pytest.raises(InputError, match="cannot be unpacked"):
         fetch("toy")
+
+
+def test_what_was_unpacked_by_hand_and_the_archive_beside_it_stay(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/b.bin": b"three"}))
+    Path("data").mkdir()
+    Path("data/x.bin").write_bytes(server.content)
+    assert fetch("toy").loaded is False and not server.asked
+    assert Path("data/x.bin").exists() and Path("data/toy/a.bin").exists()
+    Path("other/set").mkdir(parents=True)
+    for name in ("a.bin", "b.bin"):
+        Path("data/toy", name).rename(Path("other/set", name))
+    assert fetch("toy", Path("other")).loaded is False and not server.asked
+
+
+def test_an_archive_of_another_length_is_not_loaded(server, tmp_path, monkeypatch):
+    known(server, monkeypatch, b"an archive")
+    server.content = b"Please log in to use this network."
+    with pytest.raises(InputError, match="has 34 bytes instead of 10; check"):
+        fetch("toy", tmp_path / "toy")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_address_of_cifar10_names_the_files_that_are_read():
