@@ -1,11 +1,12 @@
-"""Cells of an ablation, each trained the same number of minutes' worth of pictures, several seeds.
+"""Cells of an ablation, each trained on the same number of pictures, several seeds.
 
     python bench/ablation.py cifar10-pixeldit OUT --images 32k --seeds 0,1 \
         --cell default --cell "patch-wise adaLN: model.modulation=patch" \
         --cell "s without time: model.condition_time=false"
 
-Runs cell after cell, seed after seed, into OUT/CELL-SEED (finished ones are not trained again), and
-then writes the velocity loss on the first 2,000 test pictures of every run, of its first EMA.
+Runs cell after cell, seed after seed, into OUT/CELL-SEED (a finished one is not trained again,
+an interrupted one goes on), and then writes the velocity loss on the first 2,000 test pictures of
+every run, of its first EMA.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from record import record
 
 import pointillist as pt
+from pointillist.engine.checkpoint import complete
 from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.types import parse_count
 
@@ -36,9 +38,10 @@ def main() -> None:
             folder = wanted.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
             run = pt.Run.load(wanted.preset, f"train.images={images}", f"seed={seed}",
                               f"train.save_every={images}", *changes.split())  # fmt: skip
-            checkpoints = folder / "checkpoints"
-            if not (checkpoints.is_dir() and any(checkpoints.iterdir())):
-                pt.train(run, folder, report=lambda event, name=name: print(name, event, flush=True)
+            saved = complete(folder / "checkpoints")
+            if not saved or int(saved[-1].name) < images:
+                pt.train(run, folder, resume=(folder / "run.yaml").is_file(),
+                         report=lambda event, name=name: print(name, event, flush=True)
                          if event["event"] in ("step", "validation") else None)  # fmt: skip
             trained = pt.load(folder)
             x, label = held_out(run.data.open("test"), 2000)
