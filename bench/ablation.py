@@ -18,8 +18,8 @@ from record import record
 
 import pointillist as pt
 from pointillist.engine.checkpoint import complete
-from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.types import parse_count
+from pointillist.validation import TIMES, held_out, velocity_loss
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from record import record
 import pointillist as pt
 from pointillist.data import CIFAR10Config
 from pointillist.data.loader import to_batch
-from pointillist.evaluate import TIMES, held_out, validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.objective import StraightConfig
+from pointillist.validation import TIMES, held_out, validation_noise, velocity_loss
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ ROWS = [
     {"models"},
     {"published", "run"},
     {"runfolder", "known"},
-    {"convert", "evaluate", "sample", "describe"},
+    {"convert", "sample", "validation", "describe"},
     {"train"},
     {"console", "doctor"},
     {"demo"},

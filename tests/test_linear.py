@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pointillist.draws import Draw
-from pointillist.evaluate import validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.models import Network
 from pointillist.objective import StraightConfig
 from pointillist.types import Prediction, Takes
+from pointillist.validation import validation_noise, velocity_loss
 
 N, SHAPE = 20_000, (1, 2, 2)
 MIX = torch.tensor([[1.0, 0.8, 0.0, 0.0], [0.0, 0.6, 0.0, 0.0], [0, 0, 0.5, 0.3], [0, 0, 0, 0.2]])

@@ -18,12 +18,12 @@ from pointillist.data.loader import to_batch
 from pointillist.engine.checkpoint import complete, write_text
 from pointillist.engine.log import read
 from pointillist.engine.session import locked
-from pointillist.evaluate import TIMES, held_out, validation_noise, velocity_loss
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.pictures import contact_sheet, png
 from pointillist.run import Run
 from pointillist.sample import Ask, Trained
 from pointillist.train import train
+from pointillist.validation import TIMES, held_out, validation_noise, velocity_loss
 
 PRESET = "emoji-demo"
 MARK = ".tour"

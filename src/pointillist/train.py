@@ -20,7 +20,6 @@ from pointillist.engine.log import Log
 from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate, moments
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
-from pointillist.evaluate import TIMES, held_out, velocity_loss
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.models import Network
@@ -36,6 +35,7 @@ from pointillist.runfolder import (
 )
 from pointillist.sample import Ask, Trained
 from pointillist.types import Batch, InputError, Spec
+from pointillist.validation import TIMES, held_out, velocity_loss
 
 Report = Callable[[dict[str, Any]], None]
 

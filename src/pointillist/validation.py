@@ -1,4 +1,4 @@
-"""How good a network is, on data it was not trained on."""
+"""How well a network denoises data it was not trained on, at fixed times and noise."""
 
 from collections.abc import Callable, Sequence
 
