@@ -91,21 +91,83 @@ def test_nan_is_not_known():
 
 X = torch.zeros(1, 3, 4, 4)
 M = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+AT, VALUE = torch.zeros(1, 2, 2), torch.zeros(1, 3, 2)
 
 
 @pytest.mark.parametrize(
     ("known", "message"),
-    [(Given(seen=X, mask=M[..., :2]), "hints lie on 4x4 pixels|give them on the same grid"),
+    [(Given(seen=X, mask=M[..., :2]), "mask lies on 4x2 cells, the pictures have 4x4; give it on"),
+     (Given(seen=X[..., 1:], mask=M), "seen lies on 4x3 cells"),
      (Given(seen=X[:, :1], mask=M), "hints have 1 channels, the pictures 3"),
+     (Given(seen=X[0], mask=M), "seen has shape 3x4x4; it needs 4 dimensions"),
+     (Given(seen=X, mask=M.float()), "mask holds torch.float32; it holds true and false"),
+     (Given(seen=X > 0, mask=M), "seen holds torch.bool; it holds real numbers"),
+     (Given(seen=X, mask=M[:, :1].expand(1, 2, 4, 4)), "mask has 2 channels, the values 3"),
+     (Given(seen=X, mask=M.expand(2, -1, -1, -1)), "mask has 2 rows, the values 1"),
+     (Given(seen=X + 255, mask=M), "seen holds 255; known values run from -1 to 1"),
+     (Given(seen=X + torch.inf, mask=M), "seen holds inf; known values run"),
      (Given(seen=X.expand(3, -1, -1, -1), mask=M.expand(3, -1, -1, -1)), "for 3 pictures, 2 are"),
-     (Given(at=torch.tensor([[[0.0, 0.0], [0.0, 1.5]]]), value=torch.zeros(1, 3, 2)),
-      "hint 1 of row 0 lies at .*outside of the picture"),
-     (Given(), "seen and mask, or by at and value"),
-     (Given(seen=X, mask=torch.cat((M, M, ~M), 1)), "some channels of a pixel only")],
+     (Given(seen=X, mask=torch.cat((M, M, ~M), 1)), "some channels of a pixel only"),
+     (Given(mask=M), "mask is given without seen"),
+     (Given(at=AT), "points need both at and value"), (Given(value=VALUE), "points need both"),
+     (Given(at=AT[..., :1], value=VALUE), "at has 1 coordinates a point, the pictures 2 axes"),
+     (Given(at=AT[:, :1], value=VALUE), "at has 1 points, value 2; give one for each"),
+     (Given(at=AT, value=VALUE[:, :2]), "hints have 2 channels, the pictures 3"),
+     (Given(at=AT.expand(2, -1, -1), value=VALUE), "at has 2 rows, value 1"),
+     (Given(at=AT, value=VALUE, valid=torch.ones(1, 1, 2)), "valid holds torch.float32"),
+     (Given(at=AT, value=VALUE, valid=torch.ones(1, 1, 3) > 0), "valid has shape 1x1x3"),
+     (Given(at=AT, value=VALUE - 2), "value holds -2; known values run"),
+     (Given(at=torch.tensor([[[0.0, 0.0], [0.0, 1.5]]]), value=VALUE),
+      r"hint 1 of row 0 lies at \(0, 1.5\), outside of the picture"),
+     (Given(seen=X, mask=M, label=torch.zeros(1).long()), "known holds label; it takes seen, mask"),
+     (Given(), "nothing is known; give seen")],
 )  # fmt: skip
 def test_hints_that_do_not_fit_are_one_sentence(known, message):
     with pytest.raises(InputError, match=message):
         on_grid(known, 2, 3, (4, 4))
+
+
+def test_without_a_mask_all_that_is_finite_is_known():
+    seen = X.clone()
+    seen[..., 0, 1:] = torch.nan
+    values, mask = on_grid(Given(seen=seen), 2, 3, (4, 4))
+    assert values.isfinite().all() and mask.shape == (2, 1, 4, 4)
+    assert (~mask[0]).nonzero()[:, 1:].tolist() == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_grid_and_points_at_once_are_both_known_and_the_grid_wins():
+    mask = torch.zeros_like(M)
+    mask[..., 0, 0] = True
+    at = torch.tensor([[[-0.75, -0.75], [0.75, 0.75]]])
+    known = Given(seen=X + 0.5, mask=mask, at=at.expand(2, -1, -1),
+                  value=torch.tensor([[[-1.0, 0.25]]]).expand(2, 3, 2))  # fmt: skip
+    values, found = on_grid(known, 2, 3, (4, 4))
+    assert found[1, 0].nonzero().tolist() == [[0, 0], [3, 3]]
+    assert values[1, :, 0, 0].tolist() == [0.5] * 3 and values[1, :, 3, 3].tolist() == [0.25] * 3
+
+
+def test_a_point_that_does_not_count_may_lie_anywhere():
+    at = torch.tensor([[[0.0, torch.nan], [0.1, 0.1]]])
+    valid = torch.tensor([[[False, True]]])
+    _, mask = on_grid(Given(at=at, value=VALUE + 0.5, valid=valid), 1, 3, (4, 4))
+    assert mask.nonzero()[:, 2:].tolist() == [[2, 2]]
+
+
+def test_guidance_leaves_the_hints_in_both_passes(trained, monkeypatch):
+    shown = []
+    plain = type(trained.network).condition
+
+    def condition(network, given, size):
+        shown.append(given)
+        return plain(network, given, size)
+
+    monkeypatch.setattr(type(trained.network), "condition", condition)
+    known = Given(seen=torch.full((1, 3, 32, 32), 0.5), mask=torch.rand(1, 1, 32, 32) < 0.5)
+    trained.sample(2, label=1, steps=1, guidance=2.0, known=known)
+    (toward, away) = shown
+    assert toward.label.tolist() == [1, 1] and away.label.tolist() == [-1, -1]
+    assert torch.equal(toward.seen, away.seen) and torch.equal(toward.mask, away.mask)
+    assert torch.equal(toward.mask[0], known.mask[0])
 
 
 def test_known_pixels_come_back_unchanged_and_the_rest_follows_them(trained):
@@ -136,7 +198,6 @@ def test_a_run_that_was_not_taught_hints_says_how(trained):
 
 def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
     run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2",
-                   "model.hints=true", "task.kind=hints", "task.absent=0", "train.grid=0",
-                   "train.validate=0")  # fmt: skip
+                   "model.hints=true", "task.kind=hints", "task.absent=0")  # fmt: skip
     with pytest.raises(InputError, match="never learnt to answer without hints; give some"):
         untrained(run, run.data.promise(), "cpu").sample(1, steps=1)

@@ -14,6 +14,7 @@ ROWS = [
     {"published", "run"},
     {"runfolder", "known"},
     {"convert", "sample", "validation", "describe"},
+    {"monitor"},
     {"train"},
     {"console", "doctor"},
     {"demo"},

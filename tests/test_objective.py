@@ -105,7 +105,7 @@ def test_the_best_answer_for_a_gaussian_target_is_its_posterior_mean(predict, sp
     assert worse > loss
 
 
-def test_weight_says_where_the_answer_counts():
+def test_weight_says_where_and_how_much_the_answer_counts():
     weight = torch.zeros(4, 1, 3, 5)
     weight[..., 0] = 2.0
     objective, t = StraightConfig(predict="velocity"), torch.full((4,), 0.5)
@@ -114,7 +114,8 @@ def test_weight_says_where_the_answer_counts():
     error[..., 0], error[..., 1:] = 0.5, 100.0
     guess = objective.read(X - EPS + error, xt, t)
     loss, _ = criterion(LossConfig(), guess, objective.target(X, EPS, xt, t), weight)
-    torch.testing.assert_close(loss, torch.full((4,), 0.25), rtol=1e-4, atol=0)
+    # One of five columns counts, twice: 0.25 x 2 / 5, and not the 0.25 of a weighted mean.
+    torch.testing.assert_close(loss, torch.full((4,), 0.1), rtol=1e-4, atol=0)
 
 
 def test_the_shift_keeps_the_ends_and_the_order():

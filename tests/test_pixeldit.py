@@ -80,6 +80,24 @@ def test_what_is_made_again_in_backward_has_the_same_gradient(options):
         assert torch.equal(again, kept)
 
 
+def test_recomputing_with_hints_in_bfloat16_has_the_same_gradient():
+    """Backward makes the modulation again outside of the forward's autocast, from real hints."""
+    x, t, asked_for = asked(SIZE)
+    mask = torch.rand(3, 1, *SIZE, generator=torch.manual_seed(3)) < 0.4
+    given = asked_for._replace(seen=x.flip(0), mask=mask)
+    gradients = []
+    for recompute in (True, False):
+        model = toy(PixelDiTConfig, SIZE, recompute=recompute, hints=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = Network(model)(x, t, given).value
+        value.float().square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, kept in gradients[1].items():
+        assert torch.equal(gradients[0][name], kept), name
+    assert gradients[0]["hint_pixel.up.weight"].any()
+    assert gradients[0]["hint_patch.linear.weight"].any()
+
+
 def saved(model, batch: int) -> int:
     """Bytes that one forward keeps for backward, weights aside."""
     held: dict[int, int] = {}

@@ -12,6 +12,7 @@ from pointillist.data import EmojiConfig
 from pointillist.models import DiTConfig, JiTConfig
 from pointillist.run import Run, from_dict, preset_names, to_dict
 from pointillist.strict_yaml import parse_yaml
+from pointillist.tasks import HintsConfig
 from pointillist.types import InputError, parse_count
 from pointillist.version import FORMAT
 
@@ -250,14 +251,26 @@ def test_an_unknown_source_names_the_nearest_preset():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(("task.label_drop=0", "sample.guidance.scale=2"), "no unlabelled answer is ever learnt"),
-     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma"),
-     (("model.hints=true",), "no pixel is ever known"),
-     (("task.kind=hints",), "model.hints is false"),
-     (("task.kind=hints", "model.hints=true", "task.absent=0"), "task.absent is 0")],
+     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma")],
 )  # fmt: skip
 def test_contradictions_are_found_before_anything_is_computed(overrides, message):
     run = Run.load("debug", *overrides)
     with pytest.raises(InputError, match=message):
+        run.check(run.data.promise())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(("model.hints=true",), "no pixel is ever known"),
+     (("task.kind=hints",), "model.hints is false"),
+     (("task.kind=hints", "model.hints=true", "task.absent=1"), "task.absent is 1"),
+     (("task.kind=hints", "model.hints=true", "task.share=0"), "task.share is 0")],
+)  # fmt: skip
+def test_hints_that_contradict_the_model_are_found_while_loading(overrides, message):
+    with pytest.raises(InputError, match=message):
+        Run.load("debug", *overrides)
+    run = Run(task=HintsConfig())
+    with pytest.raises(InputError, match="model.hints is false"):
         run.check(run.data.promise())
 
 

@@ -127,3 +127,23 @@ def test_a_grid_has_one_time_more_than_steps():
     assert time_grid(4, 3.0)[2] == pytest.approx(0.25)
     with pytest.raises(InputError, match="steps is 0"):
         time_grid(0)
+
+
+def test_ab2_even_keeps_the_weights_of_even_steps():
+    """The same as ab2 on an even grid; on another x += dt (1.5 v - 0.5 v_before), as published."""
+
+    def field(x, t):
+        return x * torch.cos(3 * t) - t**2
+
+    x0 = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    even, shifted = time_grid(6), time_grid(6, 3.0)
+    torch.testing.assert_close(
+        SAMPLERS["ab2_even"](field, x0, even), SAMPLERS["ab2"](field, x0, even)
+    )
+    x, before = x0, None
+    for t, end in zip(shifted[:-1], shifted[1:], strict=True):
+        v = field(x, t)
+        x = x + (end - t) * (v if before is None else 1.5 * v - 0.5 * before)
+        before = v
+    torch.testing.assert_close(SAMPLERS["ab2_even"](field, x0, shifted), x)
+    assert (SAMPLERS["ab2"](field, x0, shifted) - x).abs().max() > 1e-4

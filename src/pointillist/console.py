@@ -53,7 +53,7 @@ def line(event: dict[str, Any]) -> str:
             + (f"  skipped {event['skipped']}" if event["skipped"] else "")
         )
     if event["event"] == "validation":
-        figures = "  ".join(f"{k} {v:.3f}" for k, v in event.items() if k.startswith("velocity@"))
+        figures = "  ".join(f"{k} {v:.3f}" for k, v in event.items() if "@" in k)
         return f"{event['images']:>9} images  validation  {figures}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"

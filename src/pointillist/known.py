@@ -1,50 +1,136 @@
-"""What is known beforehand, put onto the grid that is asked for."""
+"""What is known beforehand, checked once and put onto the grid that is asked for."""
 
 import torch
 from torch import Tensor
 
-from pointillist.layers.observations import to_grid
+from pointillist.layers.observations import whole_pixels
+from pointillist.models.door import gather_on_grid
 from pointillist.types import Given, InputError
+
+OBSERVATIONS = ("seen", "mask", "at", "value", "valid")
 
 
 def on_grid(
     known: Given, count: int, channels: int, size: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """(seen, mask), `count c *space` and `count 1 *space`, of gridded or scattered knowledge.
+    """(seen, mask), `count c *space` and `count 1 *space` on the CPU, of what is known.
 
-    One row is taken for all pictures. NaN means "not known". InputError where rows, channels or
-    grid do not fit, or a point lies outside the picture.
+    Gridded (`seen`, `mask`), scattered (`at`, `value`, `valid`) or both; where both tell of a cell
+    the grid's value counts. NaN means "not known", without mask or valid all that is finite is
+    known. One row is taken for all pictures. InputError where anything does not fit.
     """
-    if known.seen is not None and known.mask is not None:
-        seen, mask = known.seen.float(), known.mask
-        if tuple(seen.shape[2:]) != size or tuple(mask.shape[2:]) != size:
+    other = [name for name in Given._fields if name not in OBSERVATIONS]
+    if extra := [name for name in other if getattr(known, name) is not None]:
+        raise InputError(f"known holds {extra[0]}; it takes {', '.join(OBSERVATIONS)} only")
+    known = Given(*(None if part is None else part.detach().cpu() for part in known))
+    known = _scattered(_gridded(known, channels, size), channels, len(size))
+    if known.seen is None and known.at is None:
+        raise InputError("nothing is known; give seen (with mask), or at and value, or both")
+    for part in (known.seen, known.at):
+        rows = count if part is None else part.shape[0]
+        if rows not in (1, count):
             raise InputError(
-                f"hints lie on {'x'.join(map(str, seen.shape[2:]))} pixels, the pictures have "
-                f"{'x'.join(map(str, size))}; give them on the same grid, or set the size"
+                f"hints are given for {rows} pictures, {count} are asked for; give one row for "
+                f"all, or one for each"
             )
-        mask = mask.expand_as(seen) & seen.isfinite()
-    elif known.at is not None and known.value is not None:
-        at, value = known.at, known.value.float()
-        valid = torch.ones_like(value[:, :1], dtype=torch.bool) if known.valid is None \
-            else known.valid  # fmt: skip
-        valid = valid & value.isfinite()
-        outside = ((at < -1) | (at > 1) | at.isnan()).any(-1)
-        if (outside & valid.any(1)).any():
-            row, point = (outside & valid.any(1)).nonzero()[0].tolist()
-            raise InputError(
-                f"hint {point} of row {row} lies at {at[row, point].tolist()}, outside of the "
-                f"picture; coordinates run from -1 to 1"
-            )
-        seen, mask = to_grid(at, value, valid, size)
-    else:
-        raise InputError("hints are given by seen and mask, or by at and value; one of them lacks")
+    # Rows of one form may meet one row of the other.
+    known = Given(*(part if part is None or part.shape[0] == count else
+                    part.expand(count, *part.shape[1:]) for part in known))  # fmt: skip
+    if known.at is not None:
+        known = gather_on_grid(known, size)
+    assert known.seen is not None and known.mask is not None
+    mask = whole_pixels(known.mask.expand_as(known.seen))
+    return torch.where(mask, known.seen, 0), mask
+
+
+def _gridded(known: Given, channels: int, size: tuple[int, ...]) -> Given:
+    """The gridded part, checked; its mask is false where the value is NaN."""
+    seen, mask = known.seen, known.mask
+    if seen is None:
+        if mask is not None:
+            raise InputError("mask is given without seen; give the values that it is the mask of")
+        return known
+    seen = _values("seen", seen, len(size) + 2)
     if seen.shape[1] != channels:
         raise InputError(f"hints have {seen.shape[1]} channels, the pictures {channels}")
-    if seen.shape[0] not in (1, count):
-        raise InputError(f"hints are given for {seen.shape[0]} pictures, {count} are asked for; "
-                         f"give one row for all, or one for each")  # fmt: skip
-    every = mask.all(1, keepdim=True)
-    if (every != mask).any():
-        raise InputError("a hint gives some channels of a pixel only; give all of them")
-    seen = torch.where(every, seen, 0)
-    return seen.expand(count, *seen.shape[1:]), every.expand(count, *every.shape[1:])
+    mask = torch.ones_like(seen[:, :1], dtype=torch.bool) if mask is None else _mask("mask", mask)
+    for name, part in (("seen", seen), ("mask", mask)):
+        if tuple(part.shape[2:]) != size:
+            raise InputError(
+                f"{name} lies on {_times(part.shape[2:])} cells, the pictures have {_times(size)}; "
+                f"give it on the same grid, or ask for that size"
+            )
+    _fits("mask", mask, seen)
+    return known._replace(seen=seen, mask=_in_range("seen", seen, mask))
+
+
+def _scattered(known: Given, channels: int, axes: int) -> Given:
+    """The scattered part, checked; `valid` is false where the value is NaN."""
+    at, value, valid = known.at, known.value, known.valid
+    if at is None or value is None:
+        if at is not None or value is not None or valid is not None:
+            raise InputError("points need both at and value; one of them is missing")
+        return known
+    at, value = _values("at", at, 3), _values("value", value, 3)
+    if at.shape[2] != axes:
+        raise InputError(f"at has {at.shape[2]} coordinates a point, the pictures {axes} axes")
+    if value.shape[1] != channels:
+        raise InputError(f"hints have {value.shape[1]} channels, the pictures {channels}")
+    if at.shape[1] != value.shape[2]:
+        raise InputError(f"at has {at.shape[1]} points, value {value.shape[2]}; give one for each")
+    if at.shape[0] != value.shape[0]:
+        raise InputError(f"at has {at.shape[0]} rows, value {value.shape[0]}; give as many")
+    valid = torch.ones_like(value[:, :1], dtype=torch.bool) if valid is None \
+        else _mask("valid", valid)  # fmt: skip
+    if valid.dim() != 3 or valid.shape[2] != at.shape[1]:
+        raise InputError(f"valid has shape {_times(valid.shape)}, value {_times(value.shape)}; "
+                         f"give one truth value a point")  # fmt: skip
+    _fits("valid", valid, value)
+    valid = _in_range("value", value, valid)
+    # A point that counts for nothing may lie anywhere, but has to lie in some cell.
+    outside = (at < -1) | (at > 1) | at.isnan()
+    if (wrong := outside.any(-1) & valid.any(1)).any():
+        row, point = wrong.nonzero()[0].tolist()
+        where = ", ".join(f"{x:g}" for x in at[row, point].tolist())
+        raise InputError(
+            f"hint {point} of row {row} lies at ({where}), outside of the picture; coordinates run "
+            f"from -1 to 1"
+        )
+    return known._replace(at=at.masked_fill(outside, 0), value=value, valid=valid)
+
+
+def _values(name: str, part: Tensor, axes: int) -> Tensor:
+    """Numbers in float32, with as many dimensions as they need."""
+    if part.dtype == torch.bool or part.is_complex():
+        raise InputError(f"{name} holds {part.dtype}; it holds real numbers")
+    if part.dim() != axes:
+        raise InputError(f"{name} has shape {_times(part.shape)}; it needs {axes} dimensions, the "
+                         f"first of them for pictures")  # fmt: skip
+    return part.float()
+
+
+def _mask(name: str, part: Tensor) -> Tensor:
+    if part.dtype != torch.bool:
+        raise InputError(f"{name} holds {part.dtype}; it holds true and false (torch.bool)")
+    return part
+
+
+def _fits(name: str, part: Tensor, values: Tensor) -> None:
+    """Rows and channels of a mask: those of the values, or one for all."""
+    for axis, what in ((0, "rows"), (1, "channels")):
+        if part.shape[axis] not in (1, values.shape[axis]):
+            raise InputError(f"{name} has {part.shape[axis]} {what}, the values "
+                             f"{values.shape[axis]}; give as many, or one for all")  # fmt: skip
+
+
+def _in_range(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    """The mask without what is NaN; InputError where a known value is out of [-1, 1]."""
+    mask = mask.expand_as(values) & ~values.isnan()
+    wrong = values[mask & (values.abs() > 1 + 1e-4)]
+    if wrong.numel():
+        raise InputError(f"{name} holds {float(wrong[0]):g}; known values run from -1 to 1")
+    return mask
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

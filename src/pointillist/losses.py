@@ -42,12 +42,13 @@ class LossConfig:
 def mean_square(
     error: Float[Tensor, "b c *space"], weight: Float[Tensor, "b _ *space"] | None
 ) -> Float[Tensor, " b"]:
-    """Mean over channels and places, in float32; with a weight, the weighted mean."""
+    """Mean over channels and places of the weighted square, in float32.
+
+    It is divided by the number of places, not by the sum of the weights: a sample in which little
+    counts has a small loss, rather than the same loss from a few places.
+    """
     square = error.float().square()
-    if weight is None:
-        return square.flatten(1).mean(1)
-    weight = weight.expand_as(square).flatten(1)
-    return (square.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-12)
+    return (square if weight is None else square * weight).flatten(1).mean(1)
 
 
 def criterion(

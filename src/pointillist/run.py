@@ -135,7 +135,7 @@ class Run:
             raise InputError(
                 "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
             )
-        self._check_hints()
+        self.check_hints()
         scale = self.sample.guidance.scale
         if scale != 1 and not spec.classes:
             raise InputError(
@@ -147,7 +147,7 @@ class Run:
                 f"answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
             )
 
-    def _check_hints(self) -> None:
+    def check_hints(self) -> None:
         """Hints need a model with an input for them, and the other way round."""
         if not isinstance(self.task, HintsConfig):
             if self.model.hints:
@@ -160,11 +160,6 @@ class Run:
             raise InputError(
                 f"task.kind is hints, but model.hints is false, so model {self.model.kind} cannot "
                 f"see them; set model.hints=true"
-            )
-        if self.task.always and (self.train.grid or self.train.validate):
-            raise InputError(
-                "task.absent is 0, so the network never learns to answer without hints, which "
-                "train.grid and train.validate ask of it; set both to 0, or task.absent=0.1"
             )
 
 
@@ -231,6 +226,7 @@ def from_dict(values: dict[str, Any], overrides: tuple[str, ...] = ()) -> Run:
     """Validate, then set `key=value` overrides on the resolved tree and validate again."""
     run = _validate(values)
     if not overrides:
+        run.check_hints()
         return run
     pairs = []
     for text in overrides:
@@ -244,7 +240,9 @@ def from_dict(values: dict[str, Any], overrides: tuple[str, ...] = ()) -> Run:
         _set(tree, key, value)
         if key.endswith("kind"):
             tree = to_dict(_validate(tree))
-    return _validate(tree)
+    run = _validate(tree)
+    run.check_hints()
+    return run
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

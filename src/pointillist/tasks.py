@@ -34,7 +34,8 @@ class HintsConfig:
     `share` may be a range, from which every sample draws its own. In a share `absent` of the
     samples nothing is known, so that generating from nothing is learnt as well; an empty mask is
     what the sampler shows then. `weight` is how much known pixels count in the loss: little, for
-    there the answer is given (jitmask: share 0.25, weight 0.1, absent 0).
+    there the answer is given (jitmask: share 0.25, weight 0.1, absent 0). The loss is the mean over
+    all pixels, so a known one with weight 0.1 adds a tenth of what a hidden one adds.
     """
 
     kind: Literal["hints"] = "hints"
@@ -51,6 +52,8 @@ class HintsConfig:
             raise InputError("task.share is 0, so nothing is ever known; use task.kind=generate")
         for name in ("absent", "label_drop"):
             in_unit(name, getattr(self, name))
+        if self.absent == 1:
+            raise InputError("task.absent is 1, so nothing is ever known; use task.kind=generate")
         if self.weight < 0:
             raise InputError(f"task.weight is {self.weight}; it must be 0 or more")
         if not self.weight and high == 1:
@@ -69,11 +72,14 @@ class HintsConfig:
         """Whether a sample without any hint is never trained on."""
         return not self.absent and self.range[0] > 0
 
-    def mask(self, draw: Draw, size: tuple[int, ...]) -> Bool[Tensor, "b 1 *space"]:
-        """Which places are known; every one by a draw of its own."""
+    def mask(
+        self, draw: Draw, size: tuple[int, ...], absent: bool = True
+    ) -> Bool[Tensor, "b 1 *space"]:
+        """Which places are known, every one by a draw of its own; `absent` lets some have none."""
         low, high = self.range
         share = low + (high - low) * draw.uniform("hint share")
-        share = torch.where(draw.uniform("hint drop") < self.absent, 0, share)
+        if absent:
+            share = torch.where(draw.uniform("hint drop") < self.absent, 0, share)
         return draw.uniform("hints", (1, *size)) < share.view(-1, *[1] * (len(size) + 1))
 
     def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:

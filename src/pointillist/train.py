@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pointillist.data.loader import batches
 from pointillist.data.report import Refused
-from pointillist.data.source import Source
 from pointillist.describe import describe, refuse_too_large
 from pointillist.draws import Draw, purpose_word
 from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
@@ -23,7 +22,7 @@ from pointillist.engine.track import Tracks
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.models import Network
-from pointillist.pictures import contact_sheet, flat, save_png
+from pointillist.monitor import Grid, Validation
 from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
@@ -33,9 +32,8 @@ from pointillist.runfolder import (
     load_weights,
     save_checkpoint,
 )
-from pointillist.sample import Ask, Trained
-from pointillist.types import Batch, InputError, Spec
-from pointillist.validation import TIMES, held_out, velocity_loss
+from pointillist.sample import Trained
+from pointillist.types import Batch, InputError
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -90,7 +88,7 @@ def _train(
     report(
         {"event": "begin", "images": state.images, "device": str(device), "out": str(out), **facts}
     )
-    grid = Grid(run, source.spec, out, device, tracks)
+    grid = Grid(run, source.spec, test, out, device, tracks)
     # The log of a run that goes on already names what was refused.
     validation = Validation(
         run, test, None if state.images else lambda file: emit(refusal(file, 0), log, report)
@@ -260,61 +258,3 @@ def refusal(file: Refused, images: int) -> dict[str, Any]:
 def emit(event: dict[str, Any], log: Log, report: Report) -> None:
     log.write(event)
     report(event)
-
-
-class Borrowed:
-    """The model with its first EMA's weights for a while, in eval mode."""
-
-    def __init__(self, model: nn.Module, ema: EMA) -> None:
-        self.model, self.ema = model, ema
-
-    def __enter__(self) -> None:
-        self.own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        load_weights(self.model, self.ema.state(next(iter(self.ema.averages))))
-        self.model.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        load_weights(self.model, self.own)
-        self.model.train()
-
-
-class Grid:
-    """A sheet of pictures from fixed seeds, drawn anew at every save."""
-
-    def __init__(
-        self, run: Run, spec: Spec, out: Path, device: torch.device, tracks: Tracks
-    ) -> None:
-        self.run, self.spec, self.out, self.device = run, spec, out, device
-        self.tracks = tracks
-
-    def __call__(self, model: nn.Module, ema: EMA, images: int) -> None:
-        if not self.run.train.grid:
-            return
-        with Borrowed(model, ema):
-            trained = Trained(self.run, self.spec, model, self.device)
-            wanted = self.run.train
-            ask = Ask(count=wanted.grid, dtype=wanted.precision, batch=min(64, wanted.at_once))
-            found = trained.answer(ask)
-        save_png(contact_sheet(flat(found.x)), self.path(images))
-        self.tracks.picture(self.path(images), images)
-
-    def path(self, images: int) -> Path:
-        return self.out / "samples" / f"{images:09d}.png"
-
-
-class Validation:
-    """Velocity loss of the first EMA on held-out samples at fixed times and noise."""
-
-    def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
-        self.run, self.count = run, run.train.validate
-        if self.count:
-            self.x, self.label = held_out(test, self.count, refused)
-
-    def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
-        if not self.count:
-            return {}
-        with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
-            # In portions that training has shown to fit into the memory.
-            at_once = self.run.train.at_once
-            losses = velocity_loss(network, self.run.objective, self.x, self.label, batch=at_once)
-        return {f"velocity@{t:g}": value for t, value in zip(TIMES, losses, strict=True)}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from pointillist.data.loader import to_batch
@@ -12,6 +12,7 @@ from pointillist.data.source import Source
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import StraightConfig
+from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -39,6 +40,11 @@ def validation_noise(
     return objective.noise(Draw(0, index), size, "validation")
 
 
+def held_out_hints(task: HintsConfig, x: State) -> Bool[Tensor, "b 1 *space"]:
+    """Which pixels of held-out pictures are known, the same in every run with that task."""
+    return task.mask(Draw(0, torch.arange(x.shape[0])), tuple(x.shape[2:]), absent=False)
+
+
 @torch.no_grad()
 def velocity_loss(
     network: Network,
@@ -47,10 +53,12 @@ def velocity_loss(
     label: Tensor | None,
     times: Sequence[float] = TIMES,
     batch: int = 256,
+    known: Bool[Tensor, "b 1 *space"] | None = None,
 ) -> list[float]:
     """Mean squared error of the velocity at each time, with the noise fixed for each picture.
 
-    The clamp of the loss is left out, so the figure compares with any other denoiser's.
+    The clamp of the loss is left out, so the figure compares with any other denoiser's. Where
+    pixels are `known` the network sees them, and the error is that of the others.
     """
     total = torch.zeros(len(times), dtype=torch.float64)
     for first in range(0, x.shape[0], batch):
@@ -58,10 +66,18 @@ def velocity_loss(
         index = torch.arange(first, first + part.shape[0])
         eps = validation_noise(objective, index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
+        counts = torch.ones_like(part[:, :1])
+        if known is not None:
+            mask = known[index].to(part.device)
+            given, counts = show(given, part, mask), (~mask).to(part.dtype)
+        # A picture of which everything is known has no error.
+        counts = counts / counts.flatten(1).mean(1).clamp(min=1e-12).view(
+            -1, *[1] * (part.dim() - 1)
+        )
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)
             xt = objective.mix(part, eps, t)
             answer = network(*objective.see(xt, t), given).value.float()
             error = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t) - (part - eps)
-            total[i] += error.double().square().flatten(1).mean(1).sum().cpu()
+            total[i] += (error.double().square() * counts).flatten(1).mean(1).sum().cpu()
     return (total / x.shape[0]).tolist()

@@ -57,6 +57,16 @@ def to_points(
     return at, seen.flatten(2).gather(2, take).masked_fill(~valid, 0), valid
 
 
+def whole_pixels(mask: Bool[Tensor, "b c *space"]) -> Bool[Tensor, "b 1 *space"]:
+    """Where all channels are known; InputError where some are and others are not."""
+    if mask.shape[1] == 1:
+        return mask
+    known = mask.all(1, keepdim=True)
+    if (known != mask).any():
+        raise InputError("a hint gives some channels of a pixel only; give all of them")
+    return known
+
+
 def hint_channels(
     seen: Float[Tensor, "b c *space"] | None,
     mask: Bool[Tensor, "b _ *space"] | None,
@@ -76,7 +86,5 @@ def hint_channels(
             f"hints lie on a grid of {'x'.join(map(str, seen.shape[2:]))}, the picture has "
             f"{'x'.join(map(str, size))}; give them on the picture's own grid"
         )
-    known = mask.all(1, keepdim=True)
-    if mask.shape[1] > 1 and bool((known != mask).any()):
-        raise InputError("a hint gives some channels of a pixel only; give all of them")
+    known = whole_pixels(mask)
     return torch.cat((torch.where(known, seen, 0), known.to(seen.dtype)), 1)

@@ -29,7 +29,7 @@ def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: s
             f"task.kind=hints"
         )
     if takes.observations == "gridded" and scattered:
-        given = _gather_on_grid(given, size)
+        given = gather_on_grid(given, size)
     if takes.observations == "scattered" and gridded:
         given = _gather_as_points(given)
     if takes.sets and given.where is None:
@@ -38,9 +38,13 @@ def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: s
     return given
 
 
-def _gather_on_grid(given: Given, size: tuple[int, ...]) -> Given:
-    assert given.at is not None and given.value is not None and given.valid is not None
-    seen, mask = to_grid(given.at, given.value, given.valid, size)
+def gather_on_grid(given: Given, size: tuple[int, ...]) -> Given:
+    """Scattered observations as gridded ones: each cell the mean of the points that lie in it."""
+    assert given.at is not None and given.value is not None
+    valid = given.valid
+    if valid is None:
+        valid = torch.ones_like(given.value[:, :1], dtype=torch.bool)
+    seen, mask = to_grid(given.at, given.value, valid, size)
     if given.seen is not None:
         assert given.mask is not None
         if tuple(given.seen.shape[2:]) != size:

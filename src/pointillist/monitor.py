@@ -1,0 +1,115 @@
+"""What is looked at while a network trains: pictures, and how well it denoises held-out ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pointillist.data.report import Refused
+from pointillist.data.source import Source
+from pointillist.engine.device import autocast
+from pointillist.engine.ema import EMA
+from pointillist.engine.track import Tracks
+from pointillist.models import Network
+from pointillist.pictures import contact_sheet, flat, save_png
+from pointillist.run import Run
+from pointillist.runfolder import load_weights
+from pointillist.sample import Ask, Trained
+from pointillist.tasks import HintsConfig, show
+from pointillist.types import Given, Spec
+from pointillist.validation import TIMES, held_out, held_out_hints, velocity_loss
+
+
+class Borrowed:
+    """The model with its first EMA's weights for a while, in eval mode."""
+
+    def __init__(self, model: nn.Module, ema: EMA) -> None:
+        self.model, self.ema = model, ema
+
+    def __enter__(self) -> None:
+        self.own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        load_weights(self.model, self.ema.state(next(iter(self.ema.averages))))
+        self.model.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        load_weights(self.model, self.own)
+        self.model.train()
+
+
+class Grid:
+    """A sheet of pictures from fixed seeds, drawn anew at every save.
+
+    A run with hints shows three parts: held-out pixels that are known (grey elsewhere), what the
+    network makes of them, and the whole pictures that they come from.
+    """
+
+    def __init__(
+        self, run: Run, spec: Spec, test: Source, out: Path, device: torch.device, tracks: Tracks
+    ) -> None:
+        self.run, self.spec, self.out, self.device = run, spec, out, device
+        self.tracks = tracks
+        self.truth = self.known = self.label = None
+        if run.train.grid and isinstance(run.task, HintsConfig):
+            self.truth, self.label = held_out(test, run.train.grid)
+            self.known = held_out_hints(run.task, self.truth)
+
+    def __call__(self, model: nn.Module, ema: EMA, images: int) -> None:
+        if not self.run.train.grid:
+            return
+        with Borrowed(model, ema):
+            trained = Trained(self.run, self.spec, model, self.device)
+            x = self.hinted(trained) if self.known is not None else self.plain(trained)
+        columns = 0 if self.known is None else self.known.shape[0]
+        save_png(contact_sheet(flat(x), columns), self.path(images))
+        self.tracks.picture(self.path(images), images)
+
+    def plain(self, trained: Trained) -> Tensor:
+        return trained.answer(self.ask(self.run.train.grid)).x
+
+    def hinted(self, trained: Trained) -> Tensor:
+        assert self.truth is not None and self.known is not None
+        label = None if self.label is None else tuple(self.label.tolist())
+        given = show(Given(), self.truth, self.known)
+        found = trained.answer(self.ask(self.truth.shape[0], label), known=given).x
+        assert given.seen is not None
+        return torch.cat((given.seen, found, self.truth))
+
+    def ask(self, count: int, label: tuple[int, ...] | None = None) -> Ask:
+        wanted = self.run.train
+        return Ask(count=count, label=label, dtype=wanted.precision, batch=min(64, wanted.at_once))
+
+    def path(self, images: int) -> Path:
+        return self.out / "samples" / f"{images:09d}.png"
+
+
+class Validation:
+    """Velocity loss of the first EMA on held-out samples at fixed times and noise.
+
+    A run with hints is asked with them as well, and judged by the pixels that are hidden.
+    """
+
+    def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
+        self.run, self.count = run, run.train.validate
+        self.asked: dict[str, Tensor | None] = {}
+        if not self.count:
+            return
+        self.x, self.label = held_out(test, self.count, refused)
+        if not isinstance(run.task, HintsConfig):
+            self.asked = {"velocity": None}
+            return
+        if not run.task.always:
+            self.asked["velocity"] = None
+        self.asked["hinted"] = held_out_hints(run.task, self.x)
+
+    def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
+        losses: dict[str, float] = {}
+        with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
+            for name, known in self.asked.items():
+                # In portions that training has shown to fit into the memory.
+                found = velocity_loss(
+                    network, self.run.objective, self.x, self.label,
+                    batch=self.run.train.at_once, known=known,
+                )  # fmt: skip
+                losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
+        return losses
