@@ -280,3 +280,10 @@ def test_a_closed_pipe_is_no_mistake():
     command = f"{sys.executable} -m pointillist presets | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == "" and done.stdout.strip() in ("0", "1")
+
+
+def test_the_help_names_every_sampler():
+    from pointillist import cli_words
+    from pointillist.samplers import SAMPLERS
+
+    assert cli_words.SAMPLERS.split(", ") == list(SAMPLERS)

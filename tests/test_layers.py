@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pointillist.layers.attention import SelfAttention, attend, check_heads
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, positions, sincos, sinusoid
 from pointillist.layers.mlp import SwiGLU
-from pointillist.layers.norm import PlainLayerNorm, RMSNorm, modulate
+from pointillist.layers.norm import PlainLayerNorm, RMSNorm, modulate, modulated_norm
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
 from pointillist.layers.rope import rope, rotate
 from pointillist.types import InputError
@@ -69,6 +69,61 @@ def test_rms_norm_gradient_agrees_with_finite_differences():
     x = noise(3, 4).double().requires_grad_()
     weight = (1 + noise(4, seed=3).double()).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: _RMSNormCPU.apply(x, w, 1e-6), (x, weight))
+
+
+def test_a_modulated_norm_is_its_parts_and_keeps_its_input_alone():
+    norm, x, cotangent = RMSNorm(8), noise(2, 5, 8), noise(2, 5, 8, seed=4)
+    with torch.no_grad():
+        norm.weight.copy_(1 + 0.3 * noise(8, seed=1))
+    shift, scale = noise(2, 8, seed=2), noise(2, 8, seed=3)
+    found = []
+    for form in (modulated_norm, lambda norm, x, a, b: modulate(norm(x), a, b)):
+        inputs = [v.clone().requires_grad_() for v in (x, shift, scale)]
+        norm.weight.grad = None
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda v, kept=kept: kept.append(v.shape) or v, lambda v: v
+        ):
+            answer = form(norm, *inputs)
+        answer.backward(cotangent)
+        found.append([answer.detach(), *(v.grad for v in inputs), norm.weight.grad])
+        if form is modulated_norm:
+            assert kept.count(x.shape) == 1
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_modulated_norm_agrees_with_finite_differences():
+    from pointillist.layers.norm import _ModulatedRMSNormCPU
+
+    inputs = [noise(*s, seed=i).double().requires_grad_()
+              for i, s in enumerate([(2, 3, 4), (4,), (2, 4), (2, 4)])]  # fmt: skip
+    assert torch.autograd.gradcheck(lambda *v: _ModulatedRMSNormCPU.apply(*v, 1e-6), inputs)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gated_product_is_not_kept_and_its_gradient_is_torch_s(precision, bias):
+    layer, x, cotangent = SwiGLU(8, 6, bias=bias), noise(2, 5, 8), noise(2, 5, 8, seed=1)
+    found = []
+    for plain in (False, True):
+        y = x.clone().requires_grad_()
+        layer.zero_grad()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda v, kept=kept: kept.append(tuple(v.shape)) or v, lambda v: v
+        ), torch.autocast("cpu", precision, enabled=precision != torch.float32):  # fmt: skip
+            if plain:
+                gate, up = layer.gate_up(y).chunk(2, -1)
+                answer = layer.down(F.silu(gate) * up)
+            else:
+                answer = layer(y)
+                assert (2, 5, 6) not in kept and (10, 6) not in kept
+        answer.backward(cotangent.to(answer.dtype))
+        found.append([answer.detach(), y.grad, *(p.grad for p in layer.parameters())])
+    for mine, torchs in zip(*found, strict=True):
+        assert mine.dtype == torchs.dtype
+        torch.testing.assert_close(mine, torchs)
 
 
 @given(turn=st.integers(0, 20), q=st.integers(0, 20), k=st.integers(0, 20))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pointillist.cli_data import data_app
-from pointillist.cli_words import AsJson, Overrides, parse_size
+from pointillist.cli_words import SAMPLERS, AsJson, Overrides, parse_size
 from pointillist.types import InputError
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def sample(
     ] = None,
     size: Annotated[str | None, typer.Option(help="HxW in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, heun, ab2 or dpmpp_2m.")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
     ema: Annotated[float | None, typer.Option(help="Which average; 0 the raw weights.")] = None,

@@ -16,6 +16,10 @@ from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Given, InputError, Spec
 
+# Under autocast the residual stream, the norms and the pixels' modulation stay in float32. Measured
+# on a CPU: 0.76 of the bytes are left in pixeldit-b at 256 pixels, 0.68 in dit-b, 0.61 in jit-b.
+BFLOAT16_KEEPS = 0.75
+
 
 def describe(run: Run, spec: Spec) -> dict[str, Any]:
     """Parameters, multiply-accumulates and memory of one forward of one picture."""
@@ -34,7 +38,7 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
         network(x, t, given)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    activation = held[0] // (2 if run.train.precision == "bfloat16" else 1)
+    activation = int(held[0] * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1))
     micro = run.train.at_once
     optimizer = build_optimizer(model, run.optim, hidden_weights(model))
     kept = sum(p.numel() for p in moments(optimizer))

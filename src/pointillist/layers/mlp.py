@@ -23,25 +23,36 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 
-class _Gate(torch.autograd.Function):
-    """SiLU(gate) * up of one tensor's halves; keeps that tensor alone, where torch keeps SiLU too.
+class _GatedDown(torch.autograd.Function):
+    """down(SiLU(gate) * up) of one tensor's halves; keeps that tensor alone.
 
-    The gradient is made of the same operations as torch's own, so it has the same bits.
+    Torch would keep SiLU(gate) and the product too. The gradient is made of the same operations as
+    torch's own.
     """
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate_up, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        dtype = gate_up.dtype
+        return F.linear(_gated(gate_up), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        gate_up, weight = ctx.saved_tensors
+        flat = g.flatten(0, -2)
+        d_weight = flat.T @ _gated(gate_up).flatten(0, -2)
+        d_bias = None if ctx.bias_dtype is None else flat.sum(0).to(ctx.bias_dtype)
+        d = g @ weight.to(g.dtype)
         gate, up = gate_up.chunk(2, -1)
-        d_gate = torch.ops.aten.silu_backward(g * up, gate)
-        return torch.cat((d_gate, F.silu(gate).mul_(g)), -1)
+        d_gate = torch.ops.aten.silu_backward(d * up, gate)
+        return torch.cat((d_gate, F.silu(gate).mul_(d)), -1), d_weight.to(weight.dtype), d_bias
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
 
 
 class SwiGLU(nn.Module):
@@ -54,5 +65,8 @@ class SwiGLU(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        h = _Gate.apply(self.gate_up(x))
-        return self.down(F.dropout(h, self.dropout, self.training))
+        gate_up = self.gate_up(x)
+        if self.dropout and self.training:
+            gate, up = gate_up.chunk(2, -1)
+            return self.down(F.dropout(F.silu(gate) * up, self.dropout))
+        return _GatedDown.apply(gate_up, self.down.weight, self.down.bias)

@@ -38,6 +38,41 @@ class _RMSNormCPU(torch.autograd.Function):
         return dx.to(given.dtype), d_weight, None
 
 
+class _ModulatedRMSNormCPU(torch.autograd.Function):
+    """norm(x) (1 + scale) + shift, keeping x alone: norm(x) is made again for the scale's gradient.
+
+    Two of these stand in every block, and composed of parts each would keep norm(x) as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, given: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float
+    ) -> Tensor:
+        x = given.to(weight.dtype)
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        r = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(given, r, weight, scale)
+        ctx.shift_dtype = shift.dtype
+        return modulate((x * r).mul_(weight), shift, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        given, r, weight, scale = ctx.saved_tensors
+        x = given.to(weight.dtype)
+        xr = x * r
+        d_shift = g.sum(1)
+        d_scale = (g * xr).sum(1).mul_(weight)  # before g is scaled
+        g = g * (1 + scale.unsqueeze(1))
+        gxr = g * xr
+        d_weight = gxr.flatten(0, -2).sum(0)
+        inner = (gxr @ weight)[..., None]
+        dx = (g * weight).addcmul_(xr, inner / -x.shape[-1]).mul_(r)
+        return (
+            dx.to(given.dtype), d_weight, d_shift.to(ctx.shift_dtype), d_scale.to(scale.dtype), None
+        )  # fmt: skip
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) times a learned gain (Zhang and Sennrich 1910.07467), in float32."""
 
@@ -62,3 +97,10 @@ class PlainLayerNorm(nn.LayerNorm):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (1 + scale) + shift, one shift and scale a sample (Peebles and Xie 2212.09748)."""
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
+
+
+def modulated_norm(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`modulate(norm(x), shift, scale)` of tokens `b n d`."""
+    if isinstance(norm, RMSNorm) and x.device.type in ("cpu", "meta"):
+        return _ModulatedRMSNormCPU.apply(x, norm.weight, shift, scale, norm.eps)
+    return modulate(norm(x), shift, scale)

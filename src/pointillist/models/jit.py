@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.layers.attention import SelfAttention, check_heads, zero_
+from pointillist.layers.adaln import AdaLNBlock
+from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
-from pointillist.layers.fused import Fused
 from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import SwiGLU
-from pointillist.layers.norm import RMSNorm, modulate
+from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.layers.patch import patch_grid, patchify, unpatchify
 from pointillist.layers.rope import Rotation, rope
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
@@ -77,26 +77,6 @@ class Context(NamedTuple):
     rotation_with_tokens: Rotation
 
 
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU, each shifted, scaled and gated by time and label."""
-
-    def __init__(self, config: JiTConfig, dropout: float) -> None:
-        super().__init__()
-        d = config.width
-        self.norm1 = RMSNorm(d)
-        self.attention = SelfAttention(d, config.heads, qk_norm=True, dropout=dropout)
-        self.norm2 = RMSNorm(d)
-        self.mlp = SwiGLU(d, int(int(d * config.mlp_ratio) * 2 / 3), dropout)
-        self.modulation = Fused(d, 6 * d, parts=6)
-
-    def forward(self, x: Tensor, c: Tensor, rotation: Rotation) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        h = self.attention(modulate(self.norm1(x), shift1, scale1), rotation)
-        x = torch.addcmul(x, gate1.unsqueeze(1), h)
-        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return torch.addcmul(x, gate2.unsqueeze(1), h)
-
-
 class JiT(nn.Module):
     """Bottleneck patches plus places, blocks, class tokens from `context_start` on, linear head."""
 
@@ -115,9 +95,11 @@ class JiT(nn.Module):
         self.token_place = (
             nn.Parameter(torch.empty(config.context_tokens, d)) if config.context_tokens else None
         )
+        hidden = int(int(d * config.mlp_ratio) * 2 / 3)
         middle = range(depth // 4, depth // 4 * 3)
         self.blocks = nn.ModuleList(
-            Block(config, config.dropout if i in middle else 0.0) for i in range(depth)
+            AdaLNBlock(d, config.heads, SwiGLU(d, hidden, drop), drop)
+            for drop in (config.dropout if i in middle else 0.0 for i in range(depth))
         )
         self.norm = RMSNorm(d)
         self.modulation = nn.Linear(d, 2 * d)
@@ -180,7 +162,7 @@ class JiT(nn.Module):
             x = x[:, context.tokens.shape[1] :]
 
         shift, scale = self.modulation(c).chunk(2, -1)
-        x = self.head(modulate(self.norm(x), shift, scale))
+        x = self.head(modulated_norm(self.norm, x, shift, scale))
         return Prediction(unpatchify(x, self.config.patch_size, size))
 
 

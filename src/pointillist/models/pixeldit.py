@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.layers.attention import SelfAttention, check_heads, zero_
+from pointillist.layers.adaln import AdaLNBlock
+from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
-from pointillist.layers.fused import Fused
 from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP, SwiGLU
-from pointillist.layers.norm import RMSNorm, modulate
+from pointillist.layers.norm import RMSNorm
 from pointillist.layers.patch import patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
 from pointillist.models.pixel_path import HintModulation, PixelBlock, again
@@ -121,29 +121,12 @@ class Context(NamedTuple):
     pixel_hint: Float[Tensor, "b n m e"] | None
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP, each shifted, scaled and gated by time and label."""
-
-    def __init__(self, config: PixelDiTConfig) -> None:
-        super().__init__()
-        c, d = config, config.width
-        hidden = int(d * c.mlp_ratio)
-        self.norm1 = RMSNorm(d)
-        self.attention = SelfAttention(d, c.heads, qk_norm=True, bias=c.bias)
-        self.norm2 = RMSNorm(d)
-        self.mlp = (
-            SwiGLU(d, int(hidden * 2 / 3), bias=c.bias)
-            if c.mlp == "swiglu"
-            else MLP(d, hidden, exact=True)
-        )
-        self.modulation = Fused(d, 6 * d, parts=6)
-
-    def forward(self, x: Tensor, c: Tensor, rotation: Rotation) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        h = self.attention(modulate(self.norm1(x), shift1, scale1), rotation)
-        x = torch.addcmul(x, gate1.unsqueeze(1), h)
-        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return torch.addcmul(x, gate2.unsqueeze(1), h)
+def _mlp(c: PixelDiTConfig) -> nn.Module:
+    """What follows the attention of a patch block."""
+    hidden = int(c.width * c.mlp_ratio)
+    if c.mlp == "gelu":
+        return MLP(c.width, hidden, exact=True)
+    return SwiGLU(c.width, int(hidden * 2 / 3), bias=c.bias)
 
 
 class PixelDiT(nn.Module):
@@ -163,7 +146,9 @@ class PixelDiT(nn.Module):
         self.token_place = (
             nn.Parameter(torch.empty(c.context_tokens, d)) if c.context_tokens else None
         )
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(d, c.heads, _mlp(c), bias=c.bias) for _ in range(c.depth)
+        )
         self.pixel = nn.Linear(channels, e)
         self.pixel_blocks = nn.ModuleList(
             PixelBlock(
