@@ -191,6 +191,8 @@ BAD = [
     (("sample", "RUN", "--interval", "1"), "--interval is 1"),
     (("sample", "RUN", "--dtype", "int8"), "--dtype is int8"),
     (("sample", "RUN", "--ema", "0.5"), "this run kept 0.99"),
+    (("sample", "RUN", "--ema", "wide"), "ema is wide; it is a decay that the run kept"),
+    (("sample", "RUN", "--ema", "power:0.07"), "ema is power:0.07, but the run kept no snapshots"),
     (("sample", "RUN", "--out", "/proc/x.png"), "cannot be written"),
     (("sample", "RUN", "--count", "many"), "many"),
     (("sample", "RUN", "--cuont", "1"), "--cuont"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointillist.guidance import Count, Field, GuidanceConfig, classifier_free, network_field
@@ -28,6 +28,7 @@ class Constant:
         return Field(estimate, PATH)
 
 
+@settings(deadline=None)  # the first call of torch takes its time
 @given(w=st.floats(-3, 8), t=st.floats(0.01, 0.99))
 def test_guided_velocity_is_the_weighted_difference(w, t):
     toward, away = Constant(2.0), Constant(0.5)

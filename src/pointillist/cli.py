@@ -70,7 +70,9 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
-    ema: Annotated[float | None, typer.Option(help="Which average; 0 the raw weights.")] = None,
+    ema: Annotated[
+        str | None, typer.Option(help="Which average: a decay, power:WIDTH, or 0 for the weights.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     hints: Annotated[
         Path | None, typer.Option(help="CSV of known pixels: x,y,r,g,b, from the top left.")
@@ -99,7 +101,7 @@ def sample(
     if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
         raise InputError(f"--out is {out}; name a .png for one sheet, or a folder for single files")
     if random_init and ema is not None:
-        raise InputError(f"--ema is {ema:g}, but random weights have no averages; leave it out")
+        raise InputError(f"--ema is {ema}, but random weights have no averages; leave it out")
     if random_init:
         wanted = Run.load(run, *(overrides or []), *_device(device))
         trained = untrained(wanted, wanted.data.promise())

@@ -42,8 +42,9 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
     micro = run.train.at_once
     optimizer = build_optimizer(model, run.optim, hidden_weights(model))
     kept = sum(p.numel() for p in moments(optimizer))
+    averages = 1 + len(run.train.ema) + len(run.train.ema_power)
     # Weights and every EMA, gradients, and the optimizer's moments: float32 each.
-    states = 4 * (parameters * (1 + len(run.train.ema)) + trainable + kept)
+    states = 4 * (parameters * averages + trainable + kept)
     return {
         "parameters": parameters,
         "trainable": trainable,

@@ -18,7 +18,7 @@ from pointillist.types import InputError, Spec
 # moved; that they are the same is told from their fingerprint.)
 FREE_ON_RESUME = {
     "device", "data.path", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
-    "train.track",
+    "train.track", "train.ema_snapshot",
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def save_checkpoint(
     groups: checkpoint.Groups = {
         "model": dict(model.named_parameters()),
         "optimizer": optimizer_state(model, optimizer),
-        **{f"ema-{decay}": ema.state(decay) for decay in run.train.ema},
+        **ema.groups(),
     }
     facts = {**vars(state), "ema_updates": ema.updates}
     checkpoint.save(out / "checkpoints" / f"{state.images:09d}", groups, facts)
@@ -116,13 +116,12 @@ def load_checkpoint(out: Path, state: State, model: nn.Module, optimizer: Any, e
     facts = checkpoint.facts_of(last)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weights = {name: checkpoint.load(last, name)
-               for name in ("model", *(f"ema-{decay}" for decay in ema.averages))}  # fmt: skip
+               for name in ("model", *ema.groups())}  # fmt: skip
     for group in weights.values():
         check_shapes(group, shapes, last)
     load_weights(model, weights["model"])
     load_optimizer_state(model, optimizer, checkpoint.load(last, "optimizer"))
-    for decay in ema.averages:
-        ema.load(decay, weights[f"ema-{decay}"])
+    ema.load(weights)
     try:
         ema.updates = facts["ema_updates"]
         for name in vars(state):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pointillist.draws import Draw
-from pointillist.engine import checkpoint
 from pointillist.engine.device import autocast, is_out_of_memory, pick_device
 from pointillist.guidance import Count, GuidanceConfig, classifier_free, network_field
 from pointillist.known import on_grid
@@ -16,6 +15,7 @@ from pointillist.models import Network
 from pointillist.run import Run, check_sampler
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
+from pointillist.snapshots import read_weights
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, InputError, Spec, config
 
@@ -51,6 +51,7 @@ class Trained:
         self.run, self.spec, self.device = run, spec, device
         self.model = model.to(device).eval()
         self.network = Network(self.model)
+        self.origin: tuple[Path, int] | None = None  # the run folder, and the images of it
 
     def sample(
         self,
@@ -194,11 +195,15 @@ def label_number(label: int | str, classes: tuple[str, ...]) -> int:
 
 
 def load(
-    source: str | Path, ema: float | None = None, device: str | None = None, at: int | None = None
+    source: str | Path,
+    ema: float | str | None = None,
+    device: str | None = None,
+    at: int | None = None,
 ) -> Trained:
     """A trained network from a run folder: its newest checkpoint (or that `at` so many images).
 
-    `ema` chooses one of the averages the run kept (default: the first); 0 the raw weights.
+    `ema` chooses one of the averages the run kept (default: the first), 0 the raw weights, and
+    "power:WIDTH" the power-function average of that relative width, from the run's snapshots.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -206,23 +211,15 @@ def load(
     if not (folder / "run.yaml").is_file():
         raise InputError(f"{folder / 'run.yaml'} is missing; {folder} is not a run folder")
     run, spec = Run.load(folder / "run.yaml"), read_spec(folder)
-    found = checkpoint.complete(folder / "checkpoints")
-    if at is not None:
-        found = [path for path in found if int(path.name) == at]
-    if not found:
-        raise InputError(f"{folder} has no complete checkpoint{'' if at is None else f' at {at}'}; "
-                         f"train it first")  # fmt: skip
-    chosen = run.train.ema[0] if ema is None else ema
-    if chosen and chosen not in run.train.ema:
-        kept = ", ".join(f"{width:g}" for width in run.train.ema)
-        raise InputError(f"ema is {chosen:g}; this run kept {kept} (0: the raw weights)")
-    weights = checkpoint.load(found[-1], f"ema-{chosen}" if chosen else "model")
+    weights, source = read_weights(folder, run, ema, at)
     with torch.device("meta"):
         model = run.model.build(spec)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_shapes(weights, shapes, found[-1])
+    check_shapes(weights, shapes, source)
     model.load_state_dict(weights, assign=True)
-    return Trained(run, spec, model, pick_device(device or run.device))
+    trained = Trained(run, spec, model, pick_device(device or run.device))
+    trained.origin = folder, int(source.name)
+    return trained
 
 
 def untrained(run: Run, spec: Spec, device: str | None = None) -> Trained:

@@ -33,6 +33,7 @@ from pointillist.runfolder import (
     save_checkpoint,
 )
 from pointillist.sample import Trained
+from pointillist.snapshots import save_snapshot
 from pointillist.types import Batch, InputError
 
 Report = Callable[[dict[str, Any]], None]
@@ -70,7 +71,7 @@ def _train(
     network = Network(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, run.optim, hidden_weights(model))
-    ema = EMA(model, run.train.ema, run.train.ema_warmup)
+    ema = EMA(model, run.train.ema, run.train.ema_warmup, run.train.ema_power)
     log, state = Log(out / "log.jsonl"), State()
 
     # Load.
@@ -141,6 +142,10 @@ def _train(
             event["images_per_second"] = round(speed, 2)
             emit(event, log, report)
         due = saves_at(run, state.images)
+        if snapshot_at(run, state.images):
+            pause = time.perf_counter()
+            save_snapshot(out, state.images, ema)  # before the checkpoint that vouches for it
+            begun += time.perf_counter() - pause
         if due or last:
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.
@@ -249,6 +254,13 @@ def saves_at(run: Run, images: int) -> bool:
     return images >= run.train.images or passed(
         images - run.train.batch, images, run.train.save_every
     )
+
+
+def snapshot_at(run: Run, images: int) -> bool:
+    """Whether a snapshot of the power-function averages is due at that count."""
+    every = run.train.ema_snapshot or run.train.save_every
+    ends = images >= run.train.images
+    return bool(run.train.ema_power) and (ends or passed(images - run.train.batch, images, every))
 
 
 def refusal(file: Refused, images: int) -> dict[str, Any]:
