@@ -70,6 +70,12 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="0 to 1: keep the contrast that guidance adds to.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="A class to lead away from, by number or name.")
+    ] = None,
     ema: Annotated[
         str | None, typer.Option(help="Which average: a decay, power:WIDTH, or 0 for the weights.")
     ] = None,
@@ -93,7 +99,7 @@ def sample(
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
-    from pointillist.run import Run
+    from pointillist.run import Run, from_dict, to_dict
     from pointillist.sample import Ask, load, untrained
 
     if dtype not in DTYPES:
@@ -106,17 +112,21 @@ def sample(
         wanted = Run.load(run, *(overrides or []), *_device(device))
         trained = untrained(wanted, wanted.data.promise())
     else:
-        if overrides:
-            raise InputError(f"{overrides[0]}: a run folder describes itself; key=value goes with "
-                             f"--random-init")  # fmt: skip
+        for text in overrides or []:
+            if not text.startswith("sample."):
+                raise InputError(f"{text}: a run folder describes itself; only sample.* may be set "
+                                 f"there, all else with --random-init")  # fmt: skip
         trained = load(run, ema, device)
+        if overrides:
+            trained.run = from_dict(to_dict(trained.run), tuple(overrides))
     check_writable(out if out.suffix == ".png" else out / "000000.png")
     labels: Any = label
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))
     ask = Ask(
         count=count, label=labels, size=parse_size(size), steps=steps, sampler=sampler,
-        guidance=guidance, interval=_interval(interval), seed=seed, batch=batch, dtype=dtype,
+        guidance=guidance, interval=_interval(interval), rescale=rescale, negative=negative,
+        seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     known = None
     if hints is not None:

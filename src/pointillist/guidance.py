@@ -1,18 +1,32 @@
-"""From a network to a velocity field, and from field to field: guidance is a closure."""
+"""From a network to a velocity field, and from field to field: guidance is a closure.
+
+A guided field is made of a field, a reference to lead away from (the network without its label,
+with another label, or a weaker network), a weight for every time, and a rule that combines the two
+estimates. The rules compose: `rescaled(projected(...))` projects first and rescales the outcome.
+They act on the predicted picture, whatever the network predicts, and the noise of the pair follows
+(`moved`), so that state, picture and noise stay on one path.
+
+Sources: Ho and Salimans 2207.12598 (classifier-free), Kynkaanniemi et al. 2404.07724 (interval),
+Lin et al. 2305.08891 (rescale), Sadat et al. 2410.02416 (adaptive projection), Karras et al.
+2406.02507 (autoguidance), Gao et al. 2303.14389 and Hatamizadeh et al. 2312.02139 (power-cosine).
+"""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from pointillist.types import Estimate, Given, InputError, Prediction, State, config
+from pointillist.types import Estimate, Given, InputError, Prediction, State, by_kind, config
 
 
+@runtime_checkable
 class Path(Protocol):
     """What a field needs of an objective."""
 
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor: ...
     def see(self, xt: State, t: Tensor) -> tuple[State, Tensor]: ...
     def velocity(self, estimate: Estimate, t: Tensor) -> Tensor: ...
 
@@ -45,17 +59,146 @@ def network_field(
         prediction: Prediction = network(*objective.see(x, times), given, context)
         if count is not None:
             count.nfe += 1
-        return objective.read(prediction.value, x, times, clamp=objective.sampling_clamp)
+        # In the state's own precision: in bfloat16 the difference of two answers would drown.
+        answer = prediction.value.to(x.dtype)
+        return objective.read(answer, x, times, clamp=objective.sampling_clamp)
 
     return Field(estimate, objective)
 
 
+# Weights over time.
+
+
+@config
+class ConstantSchedule:
+    """The same weight at every time."""
+
+    kind: Literal["constant"] = "constant"
+
+    def share(self, t: float) -> float:
+        return 1.0
+
+
+@config
+class LinearSchedule:
+    """From `start` at the noise to `end` at the data, straight."""
+
+    kind: Literal["linear"] = "linear"
+    start: float = 0.0
+    end: float = 1.0
+
+    def share(self, t: float) -> float:
+        return self.start + (self.end - self.start) * t
+
+
+@config
+class CosineSchedule:
+    """From `start` at the noise to `end` at the data along half a cosine, level at both ends."""
+
+    kind: Literal["cosine"] = "cosine"
+    start: float = 0.0
+    end: float = 1.0
+
+    def share(self, t: float) -> float:
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * t)) / 2
+
+
+@config
+class PowerCosineSchedule:
+    """(1 - cos(pi t^power)) / 2: near 0 for long, 1 at the data (MDT, DiffiT: power 4)."""
+
+    kind: Literal["power_cosine"] = "power_cosine"
+    power: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < math.inf:
+            raise InputError(f"guidance.schedule.power is {self.power:g}; it must be above 0")
+
+    def share(self, t: float) -> float:
+        return (1 - math.cos(math.pi * t**self.power)) / 2
+
+
+@config
+class ListSchedule:
+    """Factors at evenly spaced times, the first at the noise, the last at the data, joined up."""
+
+    kind: Literal["list"] = "list"
+    factors: tuple[float, ...] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.factors) < 2:
+            raise InputError(
+                f"guidance.schedule.factors is {list(self.factors)}; give two or more, the first "
+                f"for t = 0 and the last for t = 1"
+            )
+
+    def share(self, t: float) -> float:
+        last = len(self.factors) - 2
+        place = t * (last + 1)
+        i = min(max(int(place), 0), last)
+        return self.factors[i] + (self.factors[i + 1] - self.factors[i]) * (place - i)
+
+
+Schedule = Annotated[
+    ConstantSchedule | LinearSchedule | CosineSchedule | PowerCosineSchedule | ListSchedule, by_kind
+]
+
+
+# What to do, as a configuration.
+
+
+@config
+class APGConfig:
+    """Adaptive projected guidance; as it stands here it changes nothing.
+
+    `eta` is the weight of the part of the guidance that is parallel to the picture, which saturates
+    colours (the paper: 0). `momentum` is what each evaluation keeps of the sum of those before it;
+    the paper takes it negative, -0.5 to -0.75. `threshold` bounds the root mean square of the
+    guidance over all values of a picture, in the picture's own units, which means the same at any
+    size and channel count; 0 is no bound. The paper bounds the norm instead: r there is
+    r / sqrt(c h w) here.
+    """
+
+    eta: float = 1.0
+    momentum: float = 0.0
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.eta):
+            raise InputError(f"guidance.apg.eta is {self.eta}; it must be a finite number")
+        if not -1 < self.momentum < 1:
+            raise InputError(f"guidance.apg.momentum is {self.momentum:g}; it lies in (-1, 1)")
+        if not 0 <= self.threshold < math.inf:
+            raise InputError(f"guidance.apg.threshold is {self.threshold:g}; it is 0 or more")
+
+
+@config
+class AutoConfig:
+    """The weaker network of autoguidance: another run, another average of a run, or both.
+
+    An empty `run` is the run itself; an empty `ema` is the run's first average.
+    """
+
+    run: str = ""
+    ema: float | str = ""
+
+
 @config
 class GuidanceConfig:
-    """Classifier-free guidance v_u + w (v_c - v_u) while t lies in `interval`, w = 1 outside."""
+    """away + w (toward - away), w = 1 + (scale - 1) share(t) in `interval` and 1 outside.
+
+    At scale 1 there is no guidance and no reference is asked. The reference is the network with the
+    label `negative` (-1: none), or with `auto` a weaker network with the same label. `rescale` is
+    the share of the result whose standard deviation is brought back to that before guidance.
+    """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    schedule: Schedule = ConstantSchedule()
+    rescale: float = 0.0
+    apg: APGConfig = APGConfig()
+    negative: int | str = -1
+    auto: AutoConfig = AutoConfig()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -65,27 +208,155 @@ class GuidanceConfig:
             raise InputError(
                 f"guidance.interval is [{low:g}, {high:g}]; it must rise and lie in [0, 1]"
             )
+        if not 0 <= self.rescale <= 1:
+            raise InputError(f"guidance.rescale is {self.rescale:g}; it lies in [0, 1]")
+        if self.automatic and self.negated:
+            raise InputError(
+                f"guidance.negative is {self.negative}, but guidance.auto names the reference too; "
+                f"leave one of them out"
+            )
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the reference is a weaker network."""
+        return self.auto != AutoConfig()
+
+    @property
+    def negated(self) -> bool:
+        """Whether the reference has a label."""
+        return str(self.negative) != "-1"
+
+    @property
+    def idle(self) -> str | None:
+        """The first field that is set and, at scale 1, would do nothing."""
+        rest = GuidanceConfig(scale=self.scale, interval=self.interval)
+        names = ("schedule", "rescale", "apg", "negative", "auto")
+        changed = (name for name in names if getattr(self, name) != getattr(rest, name))
+        return next(changed, None) if self.scale == 1 else None
 
     def weight(self, t: float) -> float:
-        """The scale inside (low, high), 1 outside; a low of 0 takes the noise end in (JiT)."""
+        """w at time t; a low end of 0 takes the noise itself in (JiT)."""
         low, high = self.interval
-        return self.scale if t < high and (low == 0 or t > low) else 1.0
+        if not (t < high and (low == 0 or t > low)):
+            return 1.0
+        share = self.schedule.share(t)
+        return self.scale if share == 1 else 1 + (self.scale - 1) * share
 
 
-def classifier_free(field: Field, reference: Field, guidance: GuidanceConfig) -> Field:
-    """Guide `field` away from `reference` (Ho and Salimans 2207.12598; interval 2404.07724).
+def label_number(label: int | str, classes: tuple[str, ...], what: str = "label") -> int:
+    """A class by name or number; -1 is "no label"."""
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    try:
+        number = int(label)
+    except ValueError:
+        number = len(classes)
+    if not -1 <= number < len(classes):
+        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+        raise InputError(f"{what} is {label}; it is 0 to {len(classes) - 1}, or one of {shown}")
+    return number
 
-    Neither pass is run where its weight is zero: the reference at w = 1, the field at w = 0.
+
+# Rules that combine two estimates: (toward, away, w, t) to one.
+
+Combine = Callable[[Estimate, Estimate, float, Tensor], Estimate]
+
+
+def plain(toward: Estimate, away: Estimate, w: float, t: Tensor) -> Estimate:
+    """away + w (toward - away), for picture and noise alike."""
+    return Estimate(away.x + w * (toward.x - away.x), away.eps + w * (toward.eps - away.eps))
+
+
+def moved(pair: Estimate, by: State, t: Tensor, path: Path) -> Estimate:
+    """The pair of the same state with its picture moved: alpha dx + sigma deps = 0.
+
+    At the data's end sigma is 0 and a state has but one picture; samplers never ask there.
+    """
+    return Estimate(pair.x + by, pair.eps - path.alpha(t) / path.sigma(t) * by)
+
+
+def projected(path: Path, apg: APGConfig) -> Combine:
+    """Adaptive projected guidance on the predicted picture (2410.02416, Alg. 1).
+
+    The rule remembers the sum that momentum adds to: make a new one for every walk.
+    """
+    running: list[Tensor] = []
+
+    def combine(toward: Estimate, away: Estimate, w: float, t: Tensor) -> Estimate:
+        difference = toward.x - away.x
+        if apg.momentum:
+            if running:
+                difference = difference + apg.momentum * running.pop()
+            running.append(difference)
+        if apg.threshold:
+            size = _mean(difference * difference).sqrt()
+            difference = difference * (apg.threshold / size).clamp(max=1)
+        along = _mean(difference * toward.x) / _mean(toward.x * toward.x).clamp(min=1e-20)
+        parallel = along * toward.x
+        update = (difference - parallel) + apg.eta * parallel
+        return moved(toward, (w - 1) * update, t, path)
+
+    return combine
+
+
+def rescaled(combine: Combine, path: Path, phi: float) -> Combine:
+    """Bring the standard deviation of each picture back to that of `toward`, by a share of phi.
+
+    Lin et al. 2305.08891, Eq. 15 and 16, on the predicted picture: a velocity holds the noise too,
+    and scaling it would leave a part of the noise in the picture.
+    """
+
+    def rule(toward: Estimate, away: Estimate, w: float, t: Tensor) -> Estimate:
+        pair = combine(toward, away, w, t)
+        before, after = _std(toward.x), _std(pair.x)
+        ratio = torch.where(after > 0, before / after.clamp(min=1e-20), 1)
+        return moved(pair, phi * (ratio - 1) * pair.x, t, path)
+
+    return rule
+
+
+def _mean(value: State) -> Tensor:
+    """Mean over all but the batch, shaped to multiply a state; summed in float32 or better."""
+    wide = value if value.dtype == torch.float64 else value.float()
+    return wide.mean(tuple(range(1, value.dim())), keepdim=True)
+
+
+def _std(value: State) -> Tensor:
+    return _mean((value - _mean(value)).square()).sqrt()
+
+
+# From fields to a field.
+
+
+def combined(
+    field: Field, reference: Field, weight: Callable[[float], float], combine: Combine = plain
+) -> Field:
+    """`field` led away from `reference`; neither is asked where its weight is zero.
+
+    That is the reference at w = 1, and with the plain rule the field at w = 0.
     """
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
-        w = guidance.weight(float(t))
+        w = weight(float(t))
         if w == 1:
             return field.estimate(x, t)
         away = reference.estimate(x, t)
-        if w == 0:
+        if w == 0 and combine is plain:
             return away
-        toward = field.estimate(x, t)
-        return Estimate(away.x + w * (toward.x - away.x), away.eps + w * (toward.eps - away.eps))
+        return combine(field.estimate(x, t), away, w, t)
 
     return Field(estimate, field.path)
+
+
+def classifier_free(field: Field, reference: Field, guidance: GuidanceConfig) -> Field:
+    """`field` guided away from any `reference` as the configuration says, for one walk.
+
+    The reference decides what it is: no label (classifier-free guidance), another label (negative
+    guidance), a weaker network (autoguidance).
+    """
+    combine: Combine = plain
+    if guidance.apg != APGConfig():
+        combine = projected(field.path, guidance.apg)
+    if guidance.rescale:
+        combine = rescaled(combine, field.path, guidance.rescale)
+    return combined(field, reference, guidance.weight, combine)

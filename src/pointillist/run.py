@@ -22,7 +22,7 @@ from pointillist.engine.device import DeviceName, Precision
 from pointillist.engine.ema import WIDEST
 from pointillist.engine.optim import OptimConfig
 from pointillist.engine.track import TrackerName
-from pointillist.guidance import GuidanceConfig
+from pointillist.guidance import GuidanceConfig, label_number
 from pointillist.losses import LossConfig
 from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
@@ -159,15 +159,34 @@ class Run:
                 "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
             )
         self.check_hints()
-        scale = self.sample.guidance.scale
-        if scale != 1 and not spec.classes:
+        self._check_guidance(spec)
+
+    def _check_guidance(self, spec: Spec) -> None:
+        """A scale needs a reference, and what belongs to guidance a scale."""
+        guidance = self.sample.guidance
+        if guidance.idle:
             raise InputError(
-                f"sample.guidance.scale is {scale}, but the data have no classes; set it to 1"
+                f"sample.guidance.{guidance.idle} is set, but sample.guidance.scale is 1, which is "
+                f"no guidance; set the scale too"
             )
-        if scale != 1 and self.task.label_drop == 0:
+        if guidance.automatic:
+            if self.train.grid:
+                raise InputError(
+                    "sample.guidance.auto is set, but the sheets that training draws have no "
+                    "weaker network; set train.grid=0, or give sample.guidance.auto when sampling"
+                )
+            return
+        if guidance.scale != 1 and not spec.classes:
             raise InputError(
-                f"sample.guidance.scale is {scale}, but task.label_drop is 0, so no unlabelled "
-                f"answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
+                f"sample.guidance.scale is {guidance.scale}, but the data have no classes; set it "
+                f"to 1"
+            )
+        if guidance.negated:
+            label_number(guidance.negative, spec.classes, "sample.guidance.negative")
+        elif guidance.scale != 1 and self.task.label_drop == 0:
+            raise InputError(
+                f"sample.guidance.scale is {guidance.scale}, but task.label_drop is 0, so no "
+                f"unlabelled answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
             )
 
     def check_hints(self) -> None:

@@ -1,5 +1,6 @@
 """From a run folder to pictures: load, sample."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,20 @@ from torch import Tensor, nn
 
 from pointillist.draws import Draw
 from pointillist.engine.device import autocast, is_out_of_memory, pick_device
-from pointillist.guidance import Count, GuidanceConfig, classifier_free, network_field
+from pointillist.guidance import (
+    AutoConfig,
+    Count,
+    GuidanceConfig,
+    classifier_free,
+    label_number,
+    network_field,
+)
 from pointillist.known import on_grid
 from pointillist.models import Network
 from pointillist.run import Run, check_sampler
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
-from pointillist.snapshots import read_weights
+from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, InputError, Spec, config
 
@@ -28,6 +36,14 @@ class Samples(NamedTuple):
     nfe: int
 
 
+class Origin(NamedTuple):
+    """Where weights came from: the run folder, after how many images, and which average."""
+
+    folder: Path
+    images: int
+    ema: float | str
+
+
 @config
 class Ask:
     """One request: what differs from the run's own `sample` settings is not None."""
@@ -37,8 +53,10 @@ class Ask:
     size: tuple[int, ...] | None = None
     steps: int | None = None
     sampler: str | None = None
-    guidance: float | None = None
+    guidance: float | GuidanceConfig | None = None  # a scale, or all there is to say
     interval: tuple[float, float] | None = None
+    rescale: float | None = None
+    negative: int | str | None = None
     seed: int = 0
     batch: int = 64
     dtype: str = "float32"
@@ -51,7 +69,8 @@ class Trained:
         self.run, self.spec, self.device = run, spec, device
         self.model = model.to(device).eval()
         self.network = Network(self.model)
-        self.origin: tuple[Path, int] | None = None  # the run folder, and the images of it
+        self.origin: Origin | None = None
+        self._guides: dict[AutoConfig, Trained] = {}
 
     def sample(
         self,
@@ -59,6 +78,7 @@ class Trained:
         label: Any = None,
         *,
         known: Given | None = None,
+        guide: "Trained | None" = None,
         watch: Watch | None = None,
         **ask: Any,
     ) -> Tensor:
@@ -67,12 +87,15 @@ class Trained:
         `known` holds pixels that are known, as `Given(seen=, mask=)` on the picture's grid or
         `Given(at=, value=)` at points in [-1, 1]; they come back unchanged.
 
+        `guide` is a weaker network to lead away from (autoguidance), in the place of one without
+        labels.
+
         `label` is a class by number or name, one for each picture, or None: the classes in turn.
         Picture i is a function of (seed, i) and the request, not of what it is batched with.
         """
         if isinstance(label, list):
             label = tuple(label)
-        return self.answer(Ask(count=count, label=label, **ask), watch, known=known).x
+        return self.answer(Ask(count=count, label=label, **ask), watch, known=known, guide=guide).x
 
     @torch.no_grad()
     def answer(
@@ -81,8 +104,9 @@ class Trained:
         watch: Watch | None = None,
         progress: Callable[[int], None] | None = None,
         known: Given | None = None,
+        guide: "Trained | None" = None,
     ) -> Samples:
-        """Pictures with their labels and the evaluations they cost."""
+        """Pictures with their labels and the evaluations they cost, those of a guide included."""
         run = self.run.sample
         if getattr(self.run.model, "learn_sigma", False):
             raise InputError(
@@ -103,24 +127,13 @@ class Trained:
         check_sampler(sampler)
         steps = run.steps if ask.steps is None else ask.steps
         times = time_grid(steps, run.shift)
-        guidance = GuidanceConfig(
-            scale=run.guidance.scale if ask.guidance is None else ask.guidance,
-            interval=run.guidance.interval if ask.interval is None else ask.interval,
-        )
-        if guidance.scale != 1 and not self.spec.classes:
-            raise InputError(
-                f"guidance is {guidance.scale:g}, but this model has no labels; leave it at 1"
-            )
-        if guidance.scale != 1 and not self.run.task.label_drop:
-            raise InputError(
-                f"guidance is {guidance.scale:g}, but the run had task.label_drop 0 and never "
-                f"learnt an unlabelled answer; leave it at 1"
-            )
+        guidance, guide = self._guidance(ask, guide, size)
         labels = self._labels(ask.label, ask.count)
         seen = mask = None
         if known is not None:
             seen, mask = on_grid(known, ask.count, self.spec.channels, size)
-        elif isinstance(self.run.task, HintsConfig) and self.run.task.always:
+        elif any(t.run.task.always for t in (self, guide)
+                 if t is not None and isinstance(t.run.task, HintsConfig)):  # fmt: skip
             raise InputError("the run had task.absent 0 and never learnt to answer without hints; "
                              "give some")  # fmt: skip
         parts, nfe = [], 0
@@ -134,7 +147,7 @@ class Trained:
                 draw, shape = Draw(ask.seed, index), (self.spec.channels, *size)
                 noise = self.run.objective.noise(draw, shape, "sample")
                 with autocast(self.device, ask.dtype):
-                    field = self._field(given, size, guidance, count)
+                    field = self._field(given, size, guidance, count, guide)
                     x = SAMPLERS[sampler](field, noise.to(self.device), times, watch=watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -155,16 +168,115 @@ class Trained:
         return Samples(torch.cat(parts), labels, nfe)
 
     def _field(
-        self, given: Given, size: tuple[int, ...], guidance: GuidanceConfig, count: Count
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        guidance: GuidanceConfig,
+        count: Count,
+        guide: "Trained | None" = None,
     ) -> Any:
-        """The guided field; without need the reference is not even built."""
+        """The guided field of one batch; without need the reference is not even built."""
         objective = self.run.objective
         field = network_field(self.network, objective, given, size, count)
-        if guidance.scale == 1 or given.label is None:
+        if guidance.scale == 1:
             return field
-        dropped = given._replace(label=torch.full_like(given.label, -1))
-        reference = network_field(self.network, objective, dropped, size, count)
+        if guide is not None:
+            seen = given if guide.spec.classes else given._replace(label=None)
+            reference = network_field(guide.network, guide.run.objective, seen, size, count)
+        else:
+            assert given.label is not None
+            number = label_number(guidance.negative, self.spec.classes, "negative")
+            other = given._replace(label=torch.full_like(given.label, number))
+            reference = network_field(self.network, objective, other, size, count)
         return classifier_free(field, reference, guidance)
+
+    def _guidance(
+        self, ask: Ask, guide: "Trained | None", size: tuple[int, ...]
+    ) -> tuple[GuidanceConfig, "Trained | None"]:
+        """What the request and the run say of guidance together, and the weaker network if any."""
+        whole = isinstance(ask.guidance, GuidanceConfig)
+        base: Any = ask.guidance if whole else self.run.sample.guidance
+        asked: dict[str, Any] = {
+            "scale": None if whole else ask.guidance, "interval": ask.interval,
+            "rescale": ask.rescale, "negative": ask.negative,
+            "auto": None if guide is None else AutoConfig(),  # the one in hand takes its place
+        }  # fmt: skip
+        found = dataclasses.replace(base, **{k: v for k, v in asked.items() if v is not None})
+        if found.scale == 1:
+            # Whoever asks for 1 may do so of a run that says more; what is asked beside it may not.
+            own = GuidanceConfig(rescale=ask.rescale or 0.0, negative=-1 if ask.negative is None
+                                 else ask.negative)  # fmt: skip
+            idle = own.idle if ask.guidance is not None and not whole else found.idle
+            idle = "guide" if guide is not None else idle
+            if idle:
+                raise InputError(
+                    f"{idle} is given, but guidance is 1, which asks no reference; give another "
+                    f"guidance or leave {idle} out"
+                )
+            return found, None
+        if guide is None and found.automatic:
+            guide = self._weaker(found.auto)
+        if guide is not None:
+            if found.negated:
+                raise InputError(
+                    f"negative is {found.negative}, but a guide is given as the reference; leave "
+                    f"one of them out"
+                )
+            self._check_guide(guide, size)
+        elif not self.spec.classes:
+            raise InputError(
+                f"guidance is {found.scale:g}, but this model has no labels; leave it at 1"
+            )
+        elif found.negated:
+            label_number(found.negative, self.spec.classes, "negative")
+        elif not self.run.task.label_drop:
+            raise InputError(
+                f"guidance is {found.scale:g}, but the run had task.label_drop 0 and never "
+                f"learnt an unlabelled answer; leave it at 1"
+            )
+        return found, guide
+
+    def _weaker(self, auto: AutoConfig) -> "Trained":
+        """The network that `auto` names, loaded once."""
+        ema, origin = None if auto.ema == "" else auto.ema, self.origin
+        if auto in self._guides:
+            return self._guides[auto]
+        if auto.run:
+            guide = load(auto.run, ema, str(self.device))
+        elif origin is None:
+            raise InputError(
+                f"guidance.auto.ema is {ema}, but this network came from no run folder; name one "
+                f"in guidance.auto.run"
+            )
+        elif ema is not None and parse_ema(ema) == parse_ema(origin.ema):
+            raise InputError(
+                f"guidance.auto.ema is {ema}, which is the average that is guided itself; name "
+                f"another"
+            )
+        else:
+            guide = load(origin.folder, ema, str(self.device), origin.images)
+        self._guides[auto] = guide
+        return guide
+
+    def _check_guide(self, guide: "Trained", size: tuple[int, ...]) -> None:
+        """InputError unless the guide answers the same question: same data, same path and noise."""
+        ours, theirs = self.spec, guide.spec
+        if (ours.channels, len(ours.size)) != (theirs.channels, len(theirs.size)):
+            raise InputError(
+                f"the guide has {theirs.channels} channels on {len(theirs.size)} axes, the run "
+                f"{ours.channels} on {len(ours.size)}; take a guide of the same data"
+            )
+        if theirs.classes and ours.classes != theirs.classes:
+            raise InputError(
+                f"the guide has {len(theirs.classes)} classes that are not the run's "
+                f"{len(ours.classes)}; take a guide of the same data, or one without labels"
+            )
+        sigma = getattr(guide.run.model, "learn_sigma", False)
+        if sigma or _walk(self, size) != _walk(guide, size):
+            raise InputError(
+                "the guide's objective has another path or noise than the run's; take one that was "
+                "trained with the same"
+            )
 
     def _labels(self, label: Any, count: int) -> Tensor | None:
         classes = self.spec.classes
@@ -180,18 +292,11 @@ class Trained:
         return torch.tensor([label_number(one, classes) for one in wanted])
 
 
-def label_number(label: int | str, classes: tuple[str, ...]) -> int:
-    """A class by name or number; -1 is "no label"."""
-    if isinstance(label, str) and label in classes:
-        return classes.index(label)
-    try:
-        number = int(label)
-    except ValueError:
-        number = len(classes)
-    if not -1 <= number < len(classes):
-        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-        raise InputError(f"label is {label}; it is 0 to {len(classes) - 1}, or one of {shown}")
-    return number
+def _walk(trained: Trained, size: tuple[int, ...]) -> tuple[float, ...]:
+    """The path at a few times, and how strong its noise is: what two networks must agree on."""
+    objective, times = trained.run.objective, torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64)
+    path = torch.cat((objective.alpha(times), objective.sigma(times)))
+    return (*path.tolist(), objective.noise_strength(size))
 
 
 def load(
@@ -218,7 +323,7 @@ def load(
     check_shapes(weights, shapes, source)
     model.load_state_dict(weights, assign=True)
     trained = Trained(run, spec, model, pick_device(device or run.device))
-    trained.origin = folder, int(source.name)
+    trained.origin = Origin(folder, int(source.name), run.train.ema[0] if ema is None else ema)
     return trained
 
 
