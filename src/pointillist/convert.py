@@ -15,7 +15,7 @@ from torch import Tensor
 from pointillist.data import FolderConfig
 from pointillist.engine import checkpoint
 from pointillist.engine.log import Log
-from pointillist.foreign import Foreign, Weights, open_foreign, shown
+from pointillist.foreign import Foreign, Weights, open_foreign, plain, shown
 from pointillist.layers.patch import patch_grid
 from pointillist.published import FAMILIES, Family, Seen, bare, check_names
 from pointillist.run import Run, from_dict, preset_names, read_source, to_dict
@@ -52,9 +52,10 @@ def convert(name: str, path: Path, out: Path, overrides: tuple[str, ...] = ()) -
     checkpoint.check_writable(out)
 
     found = open_foreign(path)
-    sets = [(decay, bare(family, weights)) for decay, weights in found.sets]
-    for _, weights in sets:
-        check_names(name, family, weights, path)
+    named = [(decay, bare(family, state)) for decay, state in found.sets]
+    for _, state in named:
+        check_names(name, family, state, path)
+    sets = [(decay, plain(state, path)) for decay, state in named]
     first = sets[0][1]
     seen = family.read(first, path)
     decays = tuple(decay for decay, _ in sets if decay is not None) or (0.0,)
@@ -133,7 +134,13 @@ def configure(
         tree["data"]["channels"] = seen.channels
     tree["train"]["ema"] = list(decays)
     if family.objective is not None:
-        tree["objective"] |= family.objective(found.arguments, size)
+        said = family.objective(found.arguments, size)
+        try:
+            from_dict({"objective": tree["objective"] | said})
+        except InputError as error:
+            raise InputError(f"{path} keeps arguments of its training that cannot be ({error}); "
+                             f"re-save its weights alone") from None  # fmt: skip
+        tree["objective"] |= said
     run = from_dict(tree, overrides)
     if run.model.kind != name:
         raise InputError(f"model.kind is {run.model.kind}, but a {name} checkpoint is converted; "
@@ -197,7 +204,9 @@ def check_sizes(
         places = math.prod(patch_grid(spec.size, run.model.patch_size))
         ours["pos_embed"] = (1, places, run.model.width)
     try:
-        theirs = {name: tuple(value.shape) for name, value in family.rename(first).items()}
+        # Shapes alone: a family that reorders its rows would copy every weight.
+        renamed = family.rename({name: value.to("meta") for name, value in first.items()})
+        theirs = {name: tuple(value.shape) for name, value in renamed.items()}
     except (RuntimeError, IndexError) as error:  # blocks that are not alike cannot be reordered
         raise InputError(f"{path}: its weights do not fit together ({shown(str(error))}); name "
                          f"another checkpoint") from None  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pointillist.foreign import Weights, shown
+from pointillist.foreign import WRAPPERS, Weights, shown, unwrapped
 from pointillist.layers.embed import sincos
 from pointillist.models import dit, jit, pixeldit
 from pointillist.types import InputError
@@ -49,18 +49,13 @@ class Family(NamedTuple):
 
 # Names.
 
-WRAPPERS = ("module.", "_orig_mod.")  # what torch's data parallel and compile put before names
+
+def bare(family: Family, weights: dict[str, Any]) -> dict[str, Any]:
+    """The set without the prefixes that all of its names have."""
+    return unwrapped(weights, (*WRAPPERS, family.prefix, *WRAPPERS))
 
 
-def bare(family: Family, weights: Weights) -> Weights:
-    """The weights without the prefixes that all of their names have."""
-    for prefix in (*WRAPPERS, family.prefix, *WRAPPERS):
-        if prefix and all(name.startswith(prefix) for name in weights):
-            weights = {name[len(prefix) :]: value for name, value in weights.items()}
-    return weights
-
-
-def check_names(name: str, family: Family, weights: Weights, path: Path) -> None:
+def check_names(name: str, family: Family, weights: dict[str, Any], path: Path) -> None:
     """InputError, with the first name missing and the first too many, for another family's file."""
     needed = expand(family.names, weights)
     known = {*needed, *expand(family.optional, weights)}
@@ -74,7 +69,7 @@ def check_names(name: str, family: Family, weights: Weights, path: Path) -> None
                      f"another family or file")  # fmt: skip
 
 
-def expand(names: tuple[str, ...], weights: Weights) -> list[str]:
+def expand(names: tuple[str, ...], weights: dict[str, Any]) -> list[str]:
     """The names with every `*` counted out, in order."""
     full: list[str] = []
     for one in names:
@@ -85,7 +80,7 @@ def expand(names: tuple[str, ...], weights: Weights) -> list[str]:
     return full
 
 
-def depth(weights: Weights, stem: str = "blocks.") -> int:
+def depth(weights: dict[str, Any], stem: str = "blocks.") -> int:
     """How many different numbers follow `stem` in the names."""
     pattern = re.compile(re.escape(stem) + r"(\d+)\.")
     return len({match[1] for match in map(pattern.match, weights) if match})
