@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 import pointillist as pt
 from pointillist import foreign
-from pointillist.convert import convert
+from pointillist.convert import Renamed, convert
+from pointillist.published import FAMILIES
+from pointillist.run import Run
 
-from .test_convert import DIT, JIT, START, make, publish, refused, spec_of
+from .test_convert import DIT, JIT, START, make, publish, publish_shapes, refused, spec_of
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +264,22 @@ def test_what_is_there_already_is_not_touched(jit, tmp_path):
     with pytest.raises(pt.InputError, match="is there already; choose another --out"):
         convert("jit", tmp_path / "a.pth", tmp_path / "run", (START,))
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_weights_are_renamed_a_block_at_a_time_and_are_the_same(tmp_path):
+    run = Run.load("imagenet256-pixeldit-b", "model.width=32", "model.heads=2", "model.depth=3",
+                   "model.patch_size=4", "model.pixel_width=8", "data.classes=5")  # fmt: skip
+    state, family, calls = publish_shapes(run), FAMILIES["pixeldit"], []
+
+    def rename(weights):
+        calls.append(
+            {n.rpartition("blocks.")[0] + n.split(".")[1] for n in weights if "blocks" in n}
+        )
+        return family.rename(weights)
+
+    found = list(Renamed(family._replace(rename=rename), state, tmp_path).items())
+    whole = family.rename(state)
+    assert sorted(name for name, _ in found) == sorted(whole)  # each once
+    assert all(torch.equal(value, whole[name]) for name, value in found)
+    # What a family reorders is copied: no more than one block's may lie in the memory.
+    assert len(calls) == 1 + 3 + 2 and max(map(len, calls)) == 1

@@ -5,6 +5,7 @@ that size, and both must then agree weight by weight. What is written is complet
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +94,25 @@ class Renamed:
             if not bool(torch.isfinite(value.detach().float()).all()):
                 raise InputError(f"{self.path}: {name} holds NaN or infinite values; name another "
                                  f"checkpoint")  # fmt: skip
-        renamed = self.family.rename(self.weights)
-        for name in list(renamed):
-            # A copy: parts of one mapped file are one storage, which safetensors takes for sharing.
-            yield name, renamed.pop(name).detach().to(torch.float32, copy=True)
+        for renamed in self._by_block():
+            for name in list(renamed):
+                # A copy: parts of one mapped file are one storage, which is taken for sharing.
+                yield name, renamed.pop(name).detach().to(torch.float32, copy=True)
+
+    def _by_block(self) -> Iterator[Weights]:
+        """What stands outside the blocks, then one block after the other: a family that reorders
+        rows copies what it renames. It may ask the outer weights for their shapes.
+        """
+        blocks: dict[str, Weights] = {}
+        for name, value in self.weights.items():
+            block = re.match(r"\w*blocks\.\d+\.", name)
+            blocks.setdefault(block[0] if block else "", {})[name] = value
+        outer = blocks.pop("", {})
+        done = self.family.rename(outer)
+        yield dict(done)
+        for block_weights in blocks.values():
+            renamed = self.family.rename(outer | block_weights)
+            yield {name: value for name, value in renamed.items() if name not in done}
 
 
 # The configuration.
