@@ -289,3 +289,26 @@ def test_the_help_names_every_sampler():
     from pointillist.samplers import SAMPLERS
 
     assert cli_words.SAMPLERS.split(", ") == list(SAMPLERS)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pointillist import cli
+from pointillist.engine.checkpoint import write_atomically
+
+def half(draft):
+    draft.mkdir()
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+
+cli.app = lambda **words: write_atomically(Path(sys.argv[1]) / "run", half)
+cli.main()
+"""
+
+
+def test_a_command_that_is_terminated_leaves_no_draft(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "pointillist: interrupted\n")
+    assert list(tmp_path.iterdir()) == []

@@ -121,6 +121,15 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    for left in (".run.draft", ".x.png.draft"):
+        (tmp_path / left / "checkpoints").mkdir(parents=True)
+    for name in ("run", "x.png"):
+        checkpoint.check_writable(tmp_path / name)
+        write_text(tmp_path / name, "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "x.png"]
+
+
 def test_no_checkpoint_holds_a_pickle(tmp_path):
     checkpoint.save(tmp_path / "1", {"model": {"a": torch.ones(2)}}, {})
     assert {p.suffix for p in (tmp_path / "1").iterdir()} == {".safetensors", ".json"}

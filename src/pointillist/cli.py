@@ -1,6 +1,7 @@
 """Words to verbs: the command line."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -245,6 +246,8 @@ def main() -> None:
     from pointillist.engine.device import is_out_of_memory
     from pointillist.engine.session import Interrupted
 
+    # A command that is terminated cleans up as one that is interrupted (training saves first).
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except Interrupted as stop:

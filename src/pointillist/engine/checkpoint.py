@@ -72,6 +72,7 @@ def check_writable(path: Path) -> None:
     made = [folder for folder in draft.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(draft)  # what a process that was killed left there, a folder perhaps
         draft.touch()
         draft.unlink()
         for folder in made:  # the innermost first; the work may yet be refused
