@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pointillist.types import InputError
 
@@ -45,9 +46,9 @@ def decode(
     """The picture at `size` = (h, w), from a file or its content; InputError with the reason where
     it cannot be used.
 
-    Transparent parts lie on white; 16-bit values are divided by 257; of several frames the first
-    counts. `crop` keeps the largest centred part of the right shape, `pad` the whole on white,
-    `adm` is `adm_crop`.
+    Transparent parts lie on white; 16-bit values are divided by 257, 12-bit ones by 4095/255; of
+    several frames the first counts. `crop` keeps the largest centred part of the right shape, `pad`
+    the whole on white, `adm` is `adm_crop`.
     """
     try:
         return _decode(file, size, channels, fit, enlarge)
@@ -75,18 +76,19 @@ def _decode(
         notes = []
         if opened.mode == "F":
             raise InputError("unreadable: floating-point values have no known black and white")
-        if ";16" in str(opened.tile) or opened.mode == "I":
-            notes.append("16-bit")
-        if opened.getexif().get(0x0112, 1) not in (0, 1):
+        depth, inverted = _stored(opened)
+        if depth in (12, 16) or opened.mode == "I":
+            notes.append("12-bit" if depth == 12 else "16-bit")
+        if turned := _orientation(opened) in range(2, 9):
             notes.append("EXIF-rotated")
-        image: Image.Image = ImageOps.exif_transpose(opened)
+        image: Image.Image = ImageOps.exif_transpose(opened) if turned else opened.copy()
     h, w = size
     shape = (image.height, image.width)
     if (image.height < h or image.width < w) and not enlarge:
         raise InputError(
             f"too small: {image.height}x{image.width}, wanted {h}x{w}; data.enlarge=true takes it"
         )
-    image = _eight_bit(image, notes, channels)
+    image = _eight_bit(_narrowed(image, depth, inverted), notes, channels)
     image = fitted(image, size, fit)
     x = np.asarray(image).reshape(h, w, channels).transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(x), shape, tuple(notes))
@@ -121,14 +123,50 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     return ImageOps.pad(image, (w, h), Image.Resampling.LANCZOS, color="white")
 
 
-def _eight_bit(image: Image.Image, notes: list[str], channels: int) -> Image.Image:
-    """The picture in mode L or RGB; what was done is added to `notes`."""
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # damaged metadata say nothing about the pixels
+        return 1
+
+
+def _stored(image: ImageFile.ImageFile) -> tuple[int, bool]:
+    """Bits of a value in the file, 0 where Pillow reads them as they are meant, and whether 0 is
+    white though Pillow does not turn it.
+    """
+    raw = str(image.tile)
+    # Of a colour, not of a value: 5, 6 and 5 bits.
+    found = None if "BGR;" in raw else re.search(r"[A-Z];(\d+)", raw)
+    tags = getattr(image, "tag_v2", {})  # TIFF's; Pillow itself writes 32-bit greys as signed
+    bits, form, lowest = (int(np.max(tags.get(tag, 0))) for tag in (258, 339, 262))
+    if form == 2 and bits <= 16:
+        raise InputError("unreadable: signed values have no known black and white")
+    inverted = 262 in tags and lowest == 0 and image.mode.startswith("I;16")
+    return int(found[1]) if found else 0, inverted
+
+
+def _narrowed(image: Image.Image, depth: int, inverted: bool) -> Image.Image:
+    """Values in 8 bits, and the one that stands for "nothing here" with them."""
+    key = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         # Pillow opens some 16-bit greys as 32-bit integers; anything larger has no known white.
         if values.min() < 0 or values.max() > 65535:
             raise InputError("unreadable: values outside 0 to 65535 have no known black and white")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+        light = values * (255 / (4095 if depth == 12 else 65535))
+        narrow = Image.fromarray(np.round(255 - light if inverted else light).astype(np.uint8))
+        if isinstance(key, int):
+            narrow.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return narrow
+    if isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif isinstance(key, int) and image.mode == "L" and depth in (2, 4):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    return image
+
+
+def _eight_bit(image: Image.Image, notes: list[str], channels: int) -> Image.Image:
+    """The picture in mode L or RGB; what was done is added to `notes`."""
     if image.mode in ("P", "PA"):
         notes.append("palette")
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA"
