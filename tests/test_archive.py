@@ -3,6 +3,8 @@
 import io
 import json
 import pickle
+import struct
+import tracemalloc
 import warnings
 import zipfile
 
@@ -125,6 +127,9 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
     [(None, ["../a.png"], "points out of the archive"),
      (None, ["/etc/a.png"], "points out of the archive"),
      (None, ["a\\..\\b.png"], "points out of the archive"),
+     (None, ["./a.png"], "'./a.png' is no plain path"),
+     (None, ["a\nb.png"], r"'a\\nb.png' has control characters"),
+     (None, ["a\x1b[2Jb.png"], r"'a\\x1b\[2Jb.png' has control characters"),
      (None, ["a.png", "b.png", "a.png"], "member a.png is there twice"),
      (None, [], "holds no picture"),
      ("{", None, "dataset.json cannot be read"),
@@ -143,6 +148,9 @@ def test_a_replaced_archive_is_read_anew(tmp_path):
      ({**labels(*[2] * 8), "classes": ["a"]}, None, "has label 2, but only 1 classes"),
      ({**labels(*[0] * 8), "classes": "a"}, None, "it is a list of names"),
      ({**labels(*[0] * 8), "classes": ["a", "a"]}, None, "names one class twice"),
+     ({**labels(*[0] * 8), "classes": ["a\x1b[2J"]}, None, r"class 'a\\x1b\[2J' has control"),
+     ({"labels": [["a\nb", 1]]}, None, r"labels a\\nb, which is not a picture"),
+     ({"captions": {"a\nb": ["a"]}}, None, r"captions a\\nb, which is not a picture"),
      ({"labels": None, "classes": ["a"]}, None, "names classes, but gives no picture a label"),
      (labels(*[10**12] * 8), None, "far beyond its 8 pictures"),
      ({"captions": {"x.png": ["a"]}}, None, "captions x.png, which is not a picture"),
@@ -210,3 +218,41 @@ def test_a_folder_and_an_archive_of_the_same_files_are_the_same_set(tmp_path):
         a, b = (c.open(split) for c in (FolderConfig(path=str(folder), size=12), archive))
         assert a.spec == b.spec  # with the fingerprint
         np.testing.assert_array_equal(a.x, b.x)
+
+
+def lying(path, name: str, content: bytes, says: int) -> None:
+    """An archive with one member more, which unfolds to other than it says."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    raw = path.read_bytes()
+    size, told = struct.pack("<I", len(content)), struct.pack("<I", says)
+    path.write_bytes(raw.replace(size + struct.pack("<H", len(name)), told + struct.pack(
+        "<H", len(name))))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bomb.png", "dataset.json"])
+def test_a_member_unfolds_no_further_than_it_says(tmp_path, name):
+    path = tmp_path / "a.zip"
+    packed(path)
+    lying(path, name, bytes(60 << 20), says=200)
+    tracemalloc.start()
+    try:
+        if name == "dataset.json":
+            with pytest.raises(InputError, match="dataset.json cannot be read"):
+                ZipConfig(path=str(path), size=12).open("train")
+        else:
+            assert "Bad CRC-32" in check(ZipConfig(path=str(path), size=12)).refused[0].reason
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("name", ["00000/x.png", "dataset.json"])
+def test_methods_that_unfold_without_bound_are_refused(tmp_path, method, name):
+    path = tmp_path / "a.zip"
+    packed(path)
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr(name, png(3))
+    with pytest.raises(InputError, match=f"member {name} is packed by a method .*stored or defl"):
+        ZipConfig(path=str(path), size=12).open("train")

@@ -8,6 +8,7 @@ of a file's name and its class, or null. Two keys of ours, which other readers p
 import functools
 import json
 import os
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from pointillist.types import InputError, config
 INDEX = "dataset.json"
 LARGEST_INDEX = 512 << 20
 LARGEST_MEMBER = 512 << 20  # a picture of that many bytes is a bomb, or no picture
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would write over a terminal
 
 
 @config
@@ -40,7 +42,7 @@ class ZipConfig(PicturesConfig):
     def decode(self, item: Item) -> Decoded:
         archive = _opened(str(self.root), *_stamp(self), os.getpid())
         try:
-            content = archive.read(item.file)
+            content = _content(archive, item.file)
         except Exception as error:  # damaged members raise almost anything
             raise InputError(f"unreadable: {type(error).__name__}: {error}") from None
         return decode(content, self.grid, self.channels, self.fit, self.enlarge)
@@ -63,6 +65,12 @@ def _opened(path: str, size: int, changed: int, process: int) -> zipfile.ZipFile
         raise InputError(
             f"{path} is not a whole zip file: {error}; fetch or pack it again"
         ) from None
+
+
+def _content(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's bytes, no more than it says there are: reading all would unfold it first."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)
 
 
 @functools.lru_cache(4)
@@ -91,16 +99,25 @@ def _members(archive: zipfile.ZipFile, name: str) -> tuple[list[str], Counter[st
     for member in archive.infolist():
         file = member.filename
         parts = file.split("/")
+        if CONTROL.search(file):
+            raise InputError(f"{name}: the name of member {file!r} has control characters; pack it "
+                             f"again")  # fmt: skip
         # zipfile cuts a name at a NUL and turns the system's own separator; neither is ours to do.
         if ".." in parts or not parts[0] or "\\" in member.orig_filename or "\0" in (
             member.orig_filename
         ):  # fmt: skip
             raise InputError(f"{name}: member {member.orig_filename!r} points out of the archive; "
                              f"pack it again")  # fmt: skip
+        if "." in parts:
+            raise InputError(f"{name}: member {file!r} is no plain path; pack it again")
         if file in found:
             raise InputError(f"{name}: member {file} is there twice; pack it again")
         found.add(file)
         ending = os.path.splitext(file)[1].lower()
+        # zipfile unfolds the others in one piece, whatever they say.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{name}: member {file} is packed by a method of its own; pack it "
+                             f"again, stored or deflated")  # fmt: skip
         # Hidden files, among them what macOS puts beside pictures, are passed over as in folders.
         if member.is_dir() or file == INDEX or any(part.startswith(".") for part in parts):
             continue
@@ -125,7 +142,7 @@ def _index(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
         raise InputError(f"{where} unfolds to {archive.getinfo(INDEX).file_size / 1e9:.1f} GB; "
                          f"pack it again")  # fmt: skip
     try:
-        index = json.loads(archive.read(INDEX))
+        index = json.loads(_content(archive, INDEX))
     except Exception as error:  # a damaged member, or no JSON
         raise InputError(f"{where} cannot be read: {type(error).__name__}: {error}; pack it "
                          f"again") from None  # fmt: skip
@@ -146,19 +163,19 @@ def _labels(
         raise InputError(f"{where}: labels is a {type(pairs).__name__}; it is a list or null")
     for pair in pairs or []:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"{where}: label {str(pair)[:80]} is no pair of a file and a class")
+            raise InputError(f"{where}: label {_shown(str(pair))} is no pair of a file and a class")
         file, label = pair
         if isinstance(label, list):
-            raise InputError(f"{where}: the label of {file} is a vector; only whole numbers are "
-                             f"read")  # fmt: skip
+            raise InputError(f"{where}: the label of {_shown(file)} is a vector; only whole "
+                             f"numbers are read")  # fmt: skip
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-            raise InputError(f"{where}: the label of {file} is {str(label)[:80]}; it is a whole "
-                             f"number from 0")  # fmt: skip
+            raise InputError(f"{where}: the label of {_shown(file)} is {_shown(str(label))}; it "
+                             f"is a whole number from 0")  # fmt: skip
         if file in labels:
-            raise InputError(f"{where} labels {file} twice; keep one")
+            raise InputError(f"{where} labels {_shown(file)} twice; keep one")
         if file not in files:
-            raise InputError(f"{where} labels {file}, which is not a picture in the archive; pack "
-                             f"it again")  # fmt: skip
+            raise InputError(f"{where} labels {_shown(file)}, which is not a picture in the "
+                             f"archive; pack it again")  # fmt: skip
         labels[file] = label
     bare = next((file for file in sorted(files) if labels and file not in labels), None)
     if bare is not None:
@@ -166,9 +183,12 @@ def _labels(
     if names is not None and not (
         isinstance(names, list) and all(isinstance(one, str) for one in names)
     ):
-        raise InputError(f"{where}: classes is {str(names)[:80]}; it is a list of names")
+        raise InputError(f"{where}: classes is {_shown(str(names))}; it is a list of names")
     if names is not None and len(set(names)) < len(names):
         raise InputError(f"{where}: classes names one class twice; keep one")
+    odd = next((one for one in names or () if CONTROL.search(one)), None)
+    if odd is not None:
+        raise InputError(f"{where}: class {odd[:80]!r} has control characters; name it otherwise")
     if names and not labels:
         raise InputError(f"{where} names classes, but gives no picture a label; label all, or "
                          f"leave classes out")  # fmt: skip
@@ -193,11 +213,16 @@ def _captions(index: dict[str, Any], files: set[str], name: str) -> dict[str, tu
                          f"object of texts by file")  # fmt: skip
     for file, texts in captions.items():
         if file not in files:
-            raise InputError(f"{name}: {INDEX} captions {file}, which is not a picture in the "
-                             f"archive; pack it again")  # fmt: skip
+            raise InputError(f"{name}: {INDEX} captions {_shown(file)}, which is not a picture in "
+                             f"the archive; pack it again")  # fmt: skip
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"{name}: {INDEX}: the captions of {file} are no list of texts")
     return {file: tuple(texts) for file, texts in captions.items()}
+
+
+def _shown(text: str) -> str:
+    """A string out of the archive, fit for one line."""
+    return repr(text[:80])[1:-1]
 
 
 def is_archive(path: str) -> bool:
