@@ -1,8 +1,11 @@
 """Trackers: what TensorBoard and Weights & Biases have kept is what the log says."""
 
 import contextlib
+import importlib
 import json
+import shutil
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from pointillist.engine import track as track_file
 from pointillist.engine.log import read
 from pointillist.engine.session import Interrupted
 from pointillist.engine.track import Tracks
+from pointillist.pictures import png
 from pointillist.run import Run, to_dict
 
 TOY = (
@@ -92,6 +96,16 @@ def test_a_tracker_may_join_a_run_that_goes_on(tmp_path, board):
     assert not (tmp_path / "tensorboard").exists()
     pt.train(toy("tensorboard"), tmp_path, resume=True)
     assert [event.step for event in board(tmp_path).Scalars("train/loss")] == [160, 192]
+
+
+def test_a_picture_that_was_shown_survives_a_kill(tmp_path, board):
+    (tmp_path / "x.png").write_bytes(png(Image.new("RGB", (3, 2))))
+    with Tracks(("tensorboard",), tmp_path) as tracks:
+        tracks.begin(0, {})
+        tracks.picture(tmp_path / "x.png", 64)
+        # As a process that is killed here would leave it: a resume draws no sheet that is there.
+        shutil.copytree(tmp_path / "tensorboard", tmp_path / "killed" / "tensorboard")
+    assert [event.step for event in board(tmp_path / "killed").Images("samples")] == [64]
 
 
 # Weights & Biases.
@@ -179,6 +193,30 @@ def test_a_missing_extra_is_told_with_its_command_and_leaves_no_folder(name, tmp
     with pytest.raises(pt.InputError, match=rf"train.track has {name}, .* {command}"):
         pt.train(toy(name), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_folder_of_that_name_is_no_tracker(name, tmp_path, monkeypatch):
+    # A run folder holds one, and so does every folder in which W&B was ever used.
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(pt.InputError, match=f"train.track has {name}, which is not installed"):
+        Tracks((name,), tmp_path)
+
+
+def test_a_tracker_that_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
+    def broken(*about):
+        raise ImportError("cannot import name 'x'\nfrom 'protobuf'")
+
+    monkeypatch.setitem(track_file.TRACKERS, "tensorboard", broken)
+    monkeypatch.setattr(track_file, "missing", lambda name: "")
+    message = (
+        "tensorboard, which cannot be loaded: cannot import name 'x' from 'protobuf'; pip inst"
+    )
+    with pytest.raises(pt.InputError, match=message), Tracks(("tensorboard",), tmp_path) as tracks:
+        tracks.begin(0, {})
 
 
 def test_the_doctor_knows_the_trackers(monkeypatch):

@@ -22,7 +22,9 @@ SHOWN = {"step": "train", "validation": "validation"}  # events, and where their
 
 def missing(name: str) -> str:
     """The command that installs a tracker's extra; empty where it is installed."""
-    return "" if importlib.util.find_spec(name) else f"pip install 'pointillist[{name}]'"
+    found = importlib.util.find_spec(name)
+    # A mere folder of that name, as trackers leave wherever they were used, has no file behind it.
+    return "" if found and found.origin else f"pip install 'pointillist[{name}]'"
 
 
 class Tracker(Protocol):
@@ -125,7 +127,14 @@ class Tracks:
         """Open every tracker for a run that stands at `images`; `values` is its configuration."""
         with self._told():
             for name in self.names:
-                self.trackers.append(TRACKERS[name](self.folder, images, values))
+                try:
+                    self.trackers.append(TRACKERS[name](self.folder, images, values))
+                except ImportError as error:
+                    raise InputError(
+                        f"train.track has {name}, which cannot be loaded: "
+                        f"{' '.join(str(error).split())}; pip install --force-reinstall {name}, or "
+                        f"leave it out, and --resume"
+                    ) from error
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show the figures of an event of the log."""
@@ -137,10 +146,11 @@ class Tracks:
                     tracker.scalars(figures, event["images"])
 
     def picture(self, path: Path, images: int) -> None:
-        """Show a PNG file."""
+        """Show a PNG file, and have it on the disk: a resume draws none that is there already."""
         with self._told():
             for tracker in self.trackers:
                 tracker.picture(path, images)
+                tracker.flush()
 
     def flush(self) -> None:
         """Have everything so far on the disk, before a checkpoint claims it."""
