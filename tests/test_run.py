@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointillist.data import EmojiConfig
+from pointillist.engine.optim import StepDownConfig
 from pointillist.models import DiTConfig, JiTConfig
 from pointillist.run import Run, from_dict, preset_names, to_dict
 from pointillist.strict_yaml import parse_yaml
@@ -144,7 +145,11 @@ BAD = [
     ("optim: {step_down: {clip: 0.5}}", "optim.step_down.clip is 0.5, but .*at is 0"),
     ("optim: {step_down: {factor: 0.5}}", "optim.step_down.factor is 0.5, but .*at is 0"),
     ("optim: {step_down: {at: 10k}, warmup: 20k}", "step_down.at is 10000, but optim.warmup lasts"),
-    ("optim: {step_down: {at: 9, factor: 1}}", "so nothing changes"),
+    ("optim: {step_down: {at: 9, factor: 1}}", "so nothing changes; .* optim.step_down={}"),
+    (
+        "{optim: {step_down: {at: 1M}, schedule: cosine}, train: {images: 1M}}",
+        "step_down.at is 1000000, but the cosine ends at train.images, 1000000; .* optim.step_down=",
+    ),
     ("train: {images: 0}", "train.images is 0"),
     ("train: {images: .inf}", "train.images is inf"),
     ("train: {images: 1e999}", "train.images is inf"),
@@ -285,3 +290,20 @@ def test_no_preset_names_a_path_of_one_machine():
 
     for path in (Path(pointillist.__file__).parent / "presets").glob("*.yaml"):
         assert "/home" not in path.read_text() and "path: /" not in path.read_text()
+
+
+@pytest.mark.parametrize("overrides", [("optim.step_down.at=0",), ("optim.warmup=300M",)])
+def test_a_presets_step_down_is_taken_away_as_the_message_says(overrides):
+    with pytest.raises(InputError, match=r"optim\.step_down={}") as caught:
+        Run.load("imagenet256-pixeldit-b", *overrides)
+    assert "leave out" not in str(caught.value)  # it stands in the preset
+    kept = [one for one in overrides if "step_down" not in one]
+    run = Run.load("imagenet256-pixeldit-b", "optim.step_down={}", *kept)
+    assert run.optim.step_down == StepDownConfig()
+
+
+def test_a_preset_made_short_may_be_made_long_again():
+    short = Run.load("imagenet256-pixeldit-b", "train.images=10k")  # a resume may go on to its end
+    assert short.optim.step_down.at > short.train.images
+    with pytest.raises(InputError, match="the cosine ends at train.images, 10000"):
+        Run.load("imagenet256-pixeldit-b", "train.images=10k", "optim.schedule=cosine")

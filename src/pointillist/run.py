@@ -141,6 +141,13 @@ class Run:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; it lies in [0, 2^63)")
+        # At a constant rate a run may be made longer, and meet its step-down then.
+        down, images = self.optim.step_down.at, self.train.images
+        if down >= images and self.optim.schedule == "cosine":
+            raise InputError(
+                f"optim.step_down.at is {down}, but the cosine ends at train.images, {images}; set "
+                f"it lower, or optim.step_down={{}} to have none"
+            )
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> "Run":

@@ -33,7 +33,7 @@ class StepDownConfig:
             if not self.at and value != default:
                 raise InputError(
                     f"optim.step_down.{name} is {value}, but optim.step_down.at is 0, which is "
-                    f"never; set at to a number of images or leave out {name}"
+                    f"never; set at to a number of images, or optim.step_down={{}} to have none"
                 )
 
 
@@ -75,12 +75,12 @@ class OptimConfig:
         if down.at and down.at < self.warmup:
             raise InputError(
                 f"optim.step_down.at is {down.at}, but optim.warmup lasts {self.warmup} images; "
-                f"step down after it"
+                f"step down after it, or set optim.step_down={{}} to have none"
             )
         if down.at and down.factor == 1 and down.clip in (None, self.clip):
             raise InputError(
                 "optim.step_down.factor is 1 and its clip is optim.clip, so nothing changes; set "
-                "one of them or optim.step_down.at=0"
+                "one of them, or optim.step_down={} to have none"
             )
 
 
