@@ -136,6 +136,17 @@ def test_the_published_rule_shrinks_weights_where_snapshots_are_few():
     assert sums[0] < 0.9 and sums[1] == pytest.approx(1, abs=1e-4)
 
 
+def test_a_unit_sum_is_nearer_for_weights_that_hover_around_a_value():
+    hovering = 20 + torch.randn(2000, generator=torch.manual_seed(2)).double().cumsum(0) / 20
+    for number in (1, 3, 10):
+        profiles, wanted = snapshots(number, 2000), Profile(2000, gamma_of(0.15))
+        exact, kept = averages(hovering, [wanted])[0], averages(hovering, profiles)
+        ours, published = (
+            fit(profiles, wanted, unit).coefficients @ kept for unit in (True, False)
+        )
+        assert abs(float(ours - exact)) < abs(float(published - exact)) / 2
+
+
 @pytest.mark.parametrize("width", [0.04, 0.07, 0.15])
 def test_a_ramp_of_weights_is_met_ever_better(width):
     """The average of theta(s) = s / t is (gamma + 1) / (gamma + 2) on a fine grid."""

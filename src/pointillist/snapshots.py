@@ -5,6 +5,7 @@
 They are written like checkpoints, complete or absent, and stay when old checkpoints go.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,6 +23,13 @@ NEGLIGIBLE = 1e-9  # a share of the weights below what float32 resolves
 def save_snapshot(out: Path, images: int, ema: EMA) -> None:
     facts = {"images": images, "ema_updates": ema.updates}
     checkpoint.save(out / "ema" / f"{images:09d}", ema.power_groups(), facts)
+
+
+def drop_later_snapshots(out: Path, images: int) -> None:
+    """Of a run that goes on from `images`: what is beyond will be made again, maybe elsewhere."""
+    for path in checkpoint.complete(out / "ema"):
+        if int(path.name) > images:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_weights(

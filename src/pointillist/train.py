@@ -33,7 +33,7 @@ from pointillist.runfolder import (
     save_checkpoint,
 )
 from pointillist.sample import Trained
-from pointillist.snapshots import save_snapshot
+from pointillist.snapshots import drop_later_snapshots, save_snapshot
 from pointillist.types import Batch, InputError
 
 Report = Callable[[dict[str, Any]], None]
@@ -80,6 +80,7 @@ def _train(
         load_checkpoint(out, state, model, optimizer, ema)
         run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
+        drop_later_snapshots(out, state.images)
     else:
         begin(run, source.spec, out)
     tracks.begin(state.images, to_dict(run))
