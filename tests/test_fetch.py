@@ -3,12 +3,10 @@
 import contextlib
 import hashlib
 import http.server
-import io
 import json
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import urllib.request
@@ -17,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from pointillist.data import fetch as fetch_file
-from pointillist.data.cifar10 import FILES
-from pointillist.data.fetch import KNOWN, Known, download, fetch
+from pointillist.data.fetch import download, fetch
 from pointillist.types import InputError
 
 CONTENT = bytes(range(256)) * 4000
@@ -127,6 +124,7 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
 class Server(http.server.ThreadingHTTPServer):
     tag, content, busy = '"one"', CONTENT, 0
     heeds_if_range, most, stalls = True, len(CONTENT), 0.0  # most: bytes in the reply to a range
+    endless = False  # a reply to a range goes on after the end
     answer: tuple[int, str] | None = None  # a status and a Location, in place of the file
 
     def __init__(self):
@@ -161,27 +159,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end = min(len(content), first + self.server.most) if first else len(content)
         self.send_response(206 if first else 200)
         self.send_header("ETag", self.server.tag)
-        self.send_header("Content-Length", str(end - first))
+        if not (self.server.endless and first):
+            self.send_header("Content-Length", str(end - first))
         if first:
             self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
         self.end_headers()
         stop = self.server.cuts.pop(0) if self.server.cuts else end
         with contextlib.suppress(ConnectionError):  # who asked may have gone
             self.wfile.write(content[first:stop])
+            while self.server.endless and first:
+                self.wfile.write(content)
         self.close_connection = True
 
     def log_message(self, *words):
         pass
 
 
-@pytest.fixture
-def server():
+@contextlib.contextmanager
+def serving():
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_ended(server, tmp_path):
@@ -288,86 +295,20 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
         fetch(server.url, tmp_path / "y", SHA)
 
 
-# Known sets.
+def test_a_reply_without_end_is_cut_at_the_length_it_promised(server, tmp_path):
+    server.cuts, server.endless = [1000], True
+    assert fetch(server.url, tmp_path / "x").out.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", None]
 
 
-def archive(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-        for name in ("../../escape.bin", "/tmp/absolute.bin"):
-            entry = tarfile.TarInfo(name)
-            entry.size = 4
-            tar.addfile(entry, io.BytesIO(b"evil"))
-        link = tarfile.TarInfo("set/b.bin")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    return buffer.getvalue()
-
-
-def known(server, monkeypatch, content: bytes) -> None:
-    server.content = content
-    files = {"a.bin": 3, "b.bin": 5}
-    digest = hashlib.sha256(content).hexdigest()
-    entry = Known(server.url, len(content), digest, "data/toy", files, "set")
-    monkeypatch.setitem(KNOWN, "toy", entry)
-
-
-def test_a_known_set_is_unpacked_where_it_is_looked_for(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/b.bin": b"three"}))
-    got = fetch("toy")
-    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert names == ["data/toy/a.bin", "data/toy/b.bin"] and got.loaded
-    assert (tmp_path / "data/toy/b.bin").read_bytes() == b"three"
-    assert fetch("toy").loaded is False and len(server.asked) == 1
-    (tmp_path / "data/toy/a.bin").write_bytes(b"other size")
-    with pytest.raises(InputError, match="is already there and is not a whole toy"):
-        fetch("toy")
-
-
-def test_an_archive_that_lacks_a_file_leaves_no_folder(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/c.bin": b"three"}))
-    with pytest.raises(InputError, match="lacks b.bin of 5 bytes"):
-        fetch("toy")
-    assert not (tmp_path / "data/toy").exists()
-    known(server, monkeypatch, b"no archive")
-    (tmp_path / "data/x.bin").unlink()
-    with pytest.raises(InputError, match="cannot be unpacked"):
-        fetch("toy")
-
-
-def test_what_was_unpacked_by_hand_and_the_archive_beside_it_stay(server, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    known(server, monkeypatch, archive(**{"set/a.bin": b"one", "set/b.bin": b"three"}))
-    Path("data").mkdir()
-    Path("data/x.bin").write_bytes(server.content)
-    assert fetch("toy").loaded is False and not server.asked
-    assert Path("data/x.bin").exists() and Path("data/toy/a.bin").exists()
-    Path("other/set").mkdir(parents=True)
-    for name in ("a.bin", "b.bin"):
-        Path("data/toy", name).rename(Path("other/set", name))
-    assert fetch("toy", Path("other")).loaded is False and not server.asked
-
-
-def test_an_archive_of_another_length_is_not_loaded(server, tmp_path, monkeypatch):
-    known(server, monkeypatch, b"an archive")
-    server.content = b"Please log in to use this network."
-    with pytest.raises(InputError, match="has 34 bytes instead of 10; check"):
-        fetch("toy", tmp_path / "toy")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_address_of_cifar10_names_the_files_that_are_read():
-    entry = KNOWN["cifar10"]
-    assert set(entry.files) == {name for names in FILES.values() for name in names}
-    assert len(entry.sha256) == 64 and entry.url.endswith("cifar-10-binary.tar.gz")
-
-
-@pytest.mark.network
-def test_cifar10_can_be_fetched(tmp_path):
-    assert fetch("cifar10", tmp_path / "cifar10").loaded
+def test_two_processes_do_not_write_into_one_part(server, tmp_path):
+    server.stalls = 0.5
+    first = threading.Thread(target=fetch, args=(server.url, tmp_path / "x", SHA))
+    first.start()
+    while not server.asked:
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="x is being loaded by another process; wait for it"):
+        fetch(server.url, tmp_path / "x", SHA)
+    first.join()
+    assert (tmp_path / "x").read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -5,8 +5,11 @@ its place, with `.NAME.part.json` to say which address and which version of it t
 only a whole file with the right checksum is moved there.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -88,11 +91,13 @@ def fetch(
         raise InputError(f"{folder} is already there and is not a whole {source}; choose another "
                          f"--out, or remove it")  # fmt: skip
     archive = folder.parent / known.url.rpartition("/")[2]
+    # One that lies there is not ours to remove; ours is hidden, and goes even after a kill.
+    ours = archive.with_name("." + archive.name)
+    archive = archive if archive.exists() else ours
     size = known.bytes if sha256 in (None, known.sha256) else None
     got = download(known.url, archive, sha256 or known.sha256, watch, size)
     write_atomically(folder, lambda draft: _unpack(archive, draft, known.files))
-    if got.loaded:  # one that lay there before is not ours to remove
-        archive.unlink()
+    ours.unlink(missing_ok=True)
     return Fetched(folder, got.bytes, got.sha256, got.loaded)
 
 
@@ -135,18 +140,38 @@ def download(
     part = out.parent / f".{out.name}.part"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _load(url, part, watch, size)
-        found = _digest(part)
-        if wanted is not None and found != wanted:
+        with _alone(out, part):
+            _load(url, part, watch, size)
+            found = _digest(part)
+            if wanted is not None and found != wanted:
+                _forget(part)
+                raise InputError(f"{url} has sha256 {found}, expected {wanted}; it was not kept: "
+                                 f"check the address and the checksum")  # fmt: skip
+            os.replace(part, out)
             _forget(part)
-            raise InputError(f"{url} has sha256 {found}, expected {wanted}; it was not kept: check "
-                             f"the address and the checksum")  # fmt: skip
-        os.replace(part, out)
-        _forget(part)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}; what is there is "
                          f"kept, mend that and fetch again") from error  # fmt: skip
     return Fetched(out, out.stat().st_size, found, True)
+
+
+@contextlib.contextmanager
+def _alone(out: Path, part: Path) -> Iterator[None]:
+    """Hold the part: what two processes append to it would be neither's file."""
+    path = part.with_name(part.name + ".lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not os.fstat(file.fileno()).st_nlink  # let go, and removed, just now
+        except BlockingIOError:
+            taken = True
+        if taken:
+            raise InputError(f"{out} is being loaded by another process; wait for it, or choose "
+                             f"another --out")  # fmt: skip
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # Loading.
@@ -211,12 +236,17 @@ def _once(url: str, part: Path, watch: Watch | None, size: int | None) -> None:
         write_text(note, json.dumps({"url": url, "version": version, "total": total}))
         with part.open("ab" if have else "wb") as file:
             for block in _blocks(reply):
-                file.write(block)
                 have += len(block)
+                if total is not None and have > total:
+                    break
+                file.write(block)
                 if watch is not None:
                     watch(have, total)
             file.flush()
             os.fsync(file.fileno())  # before the name says that it is whole
+    if total is not None and have > total:
+        _forget(part)
+        raise Broken(f"the server sent more than the {total} bytes there are")
     if total is not None and have < total:
         raise Broken(f"{have} of {total} bytes")
 
@@ -301,8 +331,11 @@ def _unpack(archive: Path, draft: Path, files: dict[str, int]) -> None:
                 assert content is not None
                 with content, (draft / name).open("wb") as file:
                     shutil.copyfileobj(content, file)
-    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}; remove it and fetch "
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not a decoder's
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise InputError(f"{archive} cannot be unpacked: {reason}; remove it and fetch "
                          f"again") from None  # fmt: skip
     lacking = [name for name in files if not (draft / name).is_file()]
     if lacking:
