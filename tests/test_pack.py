@@ -1,5 +1,6 @@
 """`data pack`: what is read back is what was packed."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image
 from pointillist.data import CIFAR10Config, EmojiConfig, FolderConfig, ZipConfig
 from pointillist.data.pack import count, pack
 from pointillist.types import InputError
+
+from .test_data import write_cifar10
 
 
 @pytest.fixture
@@ -117,6 +120,33 @@ def test_a_set_in_memory_is_packed_too(tmp_path, monkeypatch):
     with none:
         pack(Few(), tmp_path / "c.zip", (16, 16), "none")
     assert not (tmp_path / "c.zip").exists()
+
+
+def test_cifar10s_form_is_packed_bit_for_bit_and_the_same_each_time(tmp_path, monkeypatch):
+    write_cifar10(tmp_path, monkeypatch)
+    config = CIFAR10Config(path=str(tmp_path))
+    for name in ("a.zip", "b.zip"):
+        assert pack(config, tmp_path / name).written == {"train": 100, "test": 20}
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    back = ZipConfig(path=str(tmp_path / "a.zip"), size=32, classes=10)
+    for split in ("train", "test"):
+        same(config.open(split), back.open(split))
+    assert pack(config, tmp_path / "c.zip", (16, 16), "adm", "test").size == (16, 16)
+    pack(config, tmp_path / "d.zip", (16, 16), "adm", "test")
+    assert (tmp_path / "c.zip").read_bytes() == (tmp_path / "d.zip").read_bytes()
+    x = config.open("test").x[0].float().view(3, 16, 2, 16, 2).mean((2, 4))
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        first = Image.open(io.BytesIO(archive.read("00000/img00000000.png")))
+    assert np.abs(np.asarray(first).transpose(2, 0, 1) - x.numpy()).max() <= 1  # its box mean
+
+
+def test_packing_that_is_broken_off_leaves_nothing(tmp_path, pictures):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(pictures, tmp_path / "a.zip", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["pics"]
 
 
 def test_cifar10_comes_back(tmp_path):

@@ -56,6 +56,7 @@ def data_pack(
     """Write a set as one zip file with dataset.json, the form that EDM's code reads too."""
     from pointillist.console import Drawing
     from pointillist.data.pack import check_out, count, pack
+    from pointillist.data.report import shown
 
     crops: dict[str, Any] = {"adm": "adm", "centre": "centre", "none": "none"}
     if crop is not None and crop not in crops:
@@ -75,7 +76,7 @@ def data_pack(
                           "refused": left}))  # fmt: skip
         return
     for one in packed.refused:
-        print(f"left out {one.file}: {one.reason}")
+        print(shown(f"left out {one.file}: {one.reason}"))
     counts = ", ".join(f"{number} to {name}" for name, number in packed.written.items())
     print(f"{sum(packed.written.values())} pictures of {h}x{w} in {out} ({counts})")
 

@@ -8,7 +8,6 @@ of a file's name and its class, or null. Two keys of ours, which other readers p
 import functools
 import json
 import os
-import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, Literal
 
 from pointillist.data.collection import Item, Listing, PicturesConfig, divide
 from pointillist.data.decode import SUFFIXES, Decoded, decode
-from pointillist.data.report import Refused
+from pointillist.data.report import CONTROL, Refused, shown
 from pointillist.types import InputError, config
 
 INDEX = "dataset.json"
 LARGEST_INDEX = 512 << 20
 LARGEST_MEMBER = 512 << 20  # a picture of that many bytes is a bomb, or no picture
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would write over a terminal
 
 
 @config
@@ -163,18 +161,20 @@ def _labels(
         raise InputError(f"{where}: labels is a {type(pairs).__name__}; it is a list or null")
     for pair in pairs or []:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"{where}: label {_shown(str(pair))} is no pair of a file and a class")
+            raise InputError(
+                f"{where}: label {shown(str(pair)[:80])} is no pair of a file and a class"
+            )
         file, label = pair
         if isinstance(label, list):
-            raise InputError(f"{where}: the label of {_shown(file)} is a vector; only whole "
+            raise InputError(f"{where}: the label of {shown(file[:80])} is a vector; only whole "
                              f"numbers are read")  # fmt: skip
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-            raise InputError(f"{where}: the label of {_shown(file)} is {_shown(str(label))}; it "
-                             f"is a whole number from 0")  # fmt: skip
+            raise InputError(f"{where}: the label of {shown(file[:80])} is "
+                             f"{shown(str(label)[:80])}; it is a whole number from 0")  # fmt: skip
         if file in labels:
-            raise InputError(f"{where} labels {_shown(file)} twice; keep one")
+            raise InputError(f"{where} labels {shown(file[:80])} twice; keep one")
         if file not in files:
-            raise InputError(f"{where} labels {_shown(file)}, which is not a picture in the "
+            raise InputError(f"{where} labels {shown(file[:80])}, which is not a picture in the "
                              f"archive; pack it again")  # fmt: skip
         labels[file] = label
     bare = next((file for file in sorted(files) if labels and file not in labels), None)
@@ -183,7 +183,7 @@ def _labels(
     if names is not None and not (
         isinstance(names, list) and all(isinstance(one, str) for one in names)
     ):
-        raise InputError(f"{where}: classes is {_shown(str(names))}; it is a list of names")
+        raise InputError(f"{where}: classes is {shown(str(names)[:80])}; it is a list of names")
     if names is not None and len(set(names)) < len(names):
         raise InputError(f"{where}: classes names one class twice; keep one")
     odd = next((one for one in names or () if CONTROL.search(one)), None)
@@ -213,16 +213,11 @@ def _captions(index: dict[str, Any], files: set[str], name: str) -> dict[str, tu
                          f"object of texts by file")  # fmt: skip
     for file, texts in captions.items():
         if file not in files:
-            raise InputError(f"{name}: {INDEX} captions {_shown(file)}, which is not a picture in "
-                             f"the archive; pack it again")  # fmt: skip
+            raise InputError(f"{name}: {INDEX} captions {shown(file[:80])}, which is not a picture "
+                             f"in the archive; pack it again")  # fmt: skip
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"{name}: {INDEX}: the captions of {file} are no list of texts")
     return {file: tuple(texts) for file, texts in captions.items()}
-
-
-def _shown(text: str) -> str:
-    """A string out of the archive, fit for one line."""
-    return repr(text[:80])[1:-1]
 
 
 def is_archive(path: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from pointillist.data.decode import Decoded, Fit, quiet
+from pointillist.data.decode import LARGEST, Decoded, Fit, quiet
 from pointillist.data.report import Refused, Report
 from pointillist.data.source import InMemory, Rows, Source
 from pointillist.types import InputError, Spec, config, grid_axes
@@ -77,6 +77,8 @@ class PicturesConfig:
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
             raise InputError(f"data.size is {self.size}; it must be 1 or more")
+        if self.grid[0] * self.grid[1] > LARGEST:
+            raise InputError(f"data.size is {self.size}; a picture has at most {LARGEST:,} pixels")
         if self.classes < 0:
             raise InputError(f"data.classes is {self.classes}; it must be 0 or more")
         if not 0 < self.test_share < 1:

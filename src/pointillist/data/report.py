@@ -1,10 +1,18 @@
 """What a set holds, what of it is refused and why, and what an epoch will really use."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pointillist.types import Spec
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would write over a terminal
+
+
+def shown(text: str) -> str:
+    """A name out of somebody's files, fit for one line of a terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Refused(NamedTuple):
@@ -50,8 +58,11 @@ def check(config: Any) -> Report:
     report.shapes[(spec.size[0], spec.size[1])] = report.found
     for name, source in sources.items():
         if source.label is not None:
-            for number in source.label.tolist():
-                report.classes[spec.classes[number]] += 1
+            for i, number in enumerate(source.label.tolist()):
+                if number < 0:
+                    report.unlabelled.append(f"{name} {i}")
+                else:
+                    report.classes[spec.classes[number]] += 1
         for i, captions in enumerate(source.caption or ()):
             if not captions:
                 report.uncaptioned.append(f"{name} {i}")
@@ -79,7 +90,7 @@ def facts(report: Report) -> dict[str, Any]:
     }
 
 
-def lines(report: Report, shown: int = 12) -> list[str]:
+def lines(report: Report, most: int = 12) -> list[str]:
     """The report as text; every refused file is named."""
     spec = report.spec
     size = "x".join(map(str, spec.size))
@@ -96,16 +107,16 @@ def lines(report: Report, shown: int = 12) -> list[str]:
         endings = ", ".join(f"{n} {ending}" for ending, n in sorted(report.ignored.items()))
         text.append(f"files that are no pictures: {endings}")
     if len(report.shapes) > 1:
-        common = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.shapes.most_common(shown))
-        more = ", ..." if len(report.shapes) > shown else ""
+        common = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.shapes.most_common(most))
+        more = ", ..." if len(report.shapes) > most else ""
         text.append(f"uneven in shape: {len(report.shapes)} shapes, height x width: {common}{more}")
     if report.notes:
         text.append("converted: " + ", ".join(f"{n} {what}" for what, n in report.notes.items()))
     if spec.classes:
         sizes = [report.classes[name] for name in spec.classes]
         text.append(f"{len(spec.classes)} classes of {min(sizes)} to {max(sizes)} pictures: "
-                    + ", ".join(f"{name} ({report.classes[name]})" for name in spec.classes[:shown])
-                    + (", ..." if len(spec.classes) > shown else ""))  # fmt: skip
+                    + ", ".join(f"{name} ({report.classes[name]})" for name in spec.classes[:most])
+                    + (", ..." if len(spec.classes) > most else ""))  # fmt: skip
         if report.unlabelled:
             text.append(f"{len(report.unlabelled)} without a class, as "
                         f"{report.unlabelled[0]}")  # fmt: skip
@@ -113,9 +124,9 @@ def lines(report: Report, shown: int = 12) -> list[str]:
         text.append("no classes")
     if spec.captions:
         text.append(f"captioned, but for {len(report.uncaptioned)}")
-        text += [f"  uncaptioned {name}" for name in report.uncaptioned[:shown]]
-        if len(report.uncaptioned) > shown:
-            text.append(f"  and {len(report.uncaptioned) - shown} more (--json names all)")
+        text += [f"  uncaptioned {name}" for name in report.uncaptioned[:most]]
+        if len(report.uncaptioned) > most:
+            text.append(f"  and {len(report.uncaptioned) - most} more (--json names all)")
     else:
         text.append("no captions")
-    return text
+    return [shown(line) for line in text]
