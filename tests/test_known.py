@@ -49,6 +49,7 @@ def test_a_table_of_pixels_is_read_from_the_top_left(tmp_path):
      ("x,y,r,g,b\n0.5,0,1,1,1\n", "x is 0.5; it is the whole number"),
      ("x,y,r,g,b\n0,0,256,1,1\n", "r is 256; it lies in 0 to 255"),
      ("x,y,r,g,b\n0,0,red,1,1\n", "r is 'red'; it must be a number"),
+     ("x,y,r,g,b\n0,0,127,5,0,0\n", "line 2 has more cells than the first line"),
      ("x,y,r,g,b\n0,0,1\n", "g is None; it must be a number"),
      ("x,y,r,g,b\n0,0,nan,1,1\n", "r is 'nan'; it must be a number"),
      ("x_unit,y,r,g,b\n1.5,0,1,1,1\n", "x_unit is 1.5, outside of the picture"),
@@ -120,6 +121,12 @@ AT, VALUE = torch.zeros(1, 2, 2), torch.zeros(1, 3, 2)
      (Given(at=torch.tensor([[[0.0, 0.0], [0.0, 1.5]]]), value=VALUE),
       r"hint 1 of row 0 lies at \(0, 1.5\), outside of the picture"),
      (Given(seen=X, mask=M, label=torch.zeros(1).long()), "known holds label; it takes seen, mask"),
+     (Given(seen=X[0], mask=M[0, 0]), "seen has shape 3x4x4"),
+     (Given(seen=X, mask=M[0, 0]), "mask has shape 4x4; it needs 4 dimensions"),
+     (Given(seen=X * torch.nan, mask=M), "nothing is known: no value is finite"),
+     (Given(at=AT[:, :0], value=VALUE[..., :0]), "nothing is known: no value"),
+     (Given(seen="red", mask=M), "seen is a str; give a tensor or an array"),
+     ({"seen": X}, "known is a dict; give"), ((X, M), "known is a tuple; give"),
      (Given(), "nothing is known; give seen")],
 )  # fmt: skip
 def test_hints_that_do_not_fit_are_one_sentence(known, message):
@@ -133,6 +140,11 @@ def test_without_a_mask_all_that_is_finite_is_known():
     values, mask = on_grid(Given(seen=seen), 2, 3, (4, 4))
     assert values.isfinite().all() and mask.shape == (2, 1, 4, 4)
     assert (~mask[0]).nonzero()[:, 1:].tolist() == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_arrays_are_taken_as_tensors_are():
+    values, mask = on_grid(Given(seen=X.numpy() + 0.5, mask=M.numpy()), 2, 3, (4, 4))
+    assert mask.all() and (values == 0.5).all()
 
 
 def test_grid_and_points_at_once_are_both_known_and_the_grid_wins():
@@ -201,3 +213,7 @@ def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
                    "model.hints=true", "task.kind=hints", "task.absent=0")  # fmt: skip
     with pytest.raises(InputError, match="never learnt to answer without hints; give some"):
         untrained(run, run.data.promise(), "cpu").sample(1, steps=1)
+    known = Given(seen=torch.zeros(2, 3, 32, 32), mask=torch.zeros(2, 1, 32, 32) > 0)
+    known.mask[0] = True
+    with pytest.raises(InputError, match="a picture has no hint, but the run"):
+        untrained(run, run.data.promise(), "cpu").sample(2, steps=1, known=known)

@@ -11,6 +11,7 @@ from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.tasks import HintsConfig
 from pointillist.train import train
+from pointillist.types import InputError
 from pointillist.validation import held_out, held_out_hints, velocity_loss
 
 TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens=0",
@@ -63,3 +64,11 @@ def test_only_hidden_pixels_are_judged():
     assert velocity_loss(*asked, known=known)[0] == pytest.approx(0.0, abs=1e-9)
     assert velocity_loss(*asked)[0] == pytest.approx(2.0, rel=1e-5)
     assert velocity_loss(*asked, known=~known)[0] == pytest.approx(4.0, rel=1e-5)
+    known[0] = True  # wholly known: no pixel of it is judged, and none counts as right
+    some = velocity_loss(*asked, known=known)[0]
+    known[1] = ~known[1]
+    known[1, :, :16] = False
+    assert some == pytest.approx(0.0, abs=1e-9)
+    assert velocity_loss(*asked, known=known)[0] == pytest.approx(4.0, rel=1e-5)
+    with pytest.raises(InputError, match="every pixel of the held-out pictures is known"):
+        velocity_loss(*asked, known=torch.ones_like(known))

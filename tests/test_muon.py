@@ -86,7 +86,12 @@ def test_an_update_has_the_size_of_adamws_and_decay_is_decoupled():
     assert torch.equal(still, weight)  # a gradient of zero, as at adaLN-Zero's start, is no NaN
 
 
-@pytest.mark.parametrize(("name", "fused"), [("debug", 3), ("cifar10-dit", 2)])
+PIXELS = {"enter.linear.weight": 2, "leave.linear.weight": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"), [("debug", 3), ("cifar10-dit", 2), ("cifar10-pixeldit", 5)]
+)
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name, fused):
     run = Run.load(name, "optim.hidden=muon", "optim.weight_decay=0.1")
     with torch.device("meta"):
@@ -96,9 +101,10 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name, fused):
     linear = {
         f"{name}.weight" for name, m in model.named_modules() if type(m) in (nn.Linear, Fused)
     }
-    assert {names[p] for p in hidden} == {n for n in linear if n.startswith("blocks.")}
+    assert {names[p] for p in hidden} == {n for n in linear if "blocks." in n}
     split = {names[p].split(".", 2)[2]: parts for p, parts in hidden.items() if parts > 1}
     expected = {"attention.qkv.weight": 3, "modulation.weight": 6, "mlp.gate_up.weight": 2}
+    expected |= PIXELS if "pixeldit" in name else {}
     assert split == {k: v for k, v in expected.items() if k in split} and len(split) == fused
 
     optimizer = build_optimizer(model, run.optim, hidden)

@@ -8,7 +8,7 @@ images = model.sample(count=16, steps=50, seed=0)
 from pointillist.run import Run
 from pointillist.sample import Trained, load
 from pointillist.train import train
-from pointillist.types import InputError
+from pointillist.types import Given, InputError
 from pointillist.version import __version__
 
-__all__ = ["InputError", "Run", "Trained", "__version__", "load", "train"]
+__all__ = ["Given", "InputError", "Run", "Trained", "__version__", "load", "train"]

@@ -52,7 +52,7 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
         "flops": flops,
         "activation_bytes": activation,
         "training_bytes": states + micro * activation,
-        "tokens": math.prod(model.trained),
+        "tokens": math.prod(getattr(model, "trained", spec.size)),
     }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from pointillist.types import Estimate, Given, InputError, Prediction, State, by_kind, config
@@ -360,3 +361,19 @@ def classifier_free(field: Field, reference: Field, guidance: GuidanceConfig) ->
     if guidance.rescale:
         combine = rescaled(combine, field.path, guidance.rescale)
     return combined(field, reference, guidance.weight, combine)
+
+
+def pinned(field: Field, seen: State, mask: Bool[Tensor, "b 1 *space"]) -> Field:
+    """Keep known places on their own path: the picture there is `seen`, whatever the network says.
+
+    Their noise is what the state has beside it, so they walk alpha seen + sigma eps from the noise
+    they began with to their value. That is what the network sees there in training; left to its own
+    answer, which counts little at known places, they would drift from it.
+    """
+
+    def estimate(x: Tensor, t: Tensor) -> Estimate:
+        pair = field.estimate(x, t)
+        eps = (x - field.path.alpha(t) * seen) / field.path.sigma(t).clamp(min=1e-6)
+        return Estimate(torch.where(mask, seen, pair.x), torch.where(mask, eps, pair.eps))
+
+    return Field(estimate, field.path)

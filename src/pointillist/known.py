@@ -1,5 +1,7 @@
 """What is known beforehand, checked once and put onto the grid that is asked for."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,18 +13,20 @@ OBSERVATIONS = ("seen", "mask", "at", "value", "valid")
 
 
 def on_grid(
-    known: Given, count: int, channels: int, size: tuple[int, ...]
+    known: object, count: int, channels: int, size: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """(seen, mask), `count c *space` and `count 1 *space` on the CPU, of what is known.
+    """(seen, mask), `count c *space` and `count 1 *space` on the CPU, of what a `Given` holds.
 
     Gridded (`seen`, `mask`), scattered (`at`, `value`, `valid`) or both; where both tell of a cell
     the grid's value counts. NaN means "not known", without mask or valid all that is finite is
     known. One row is taken for all pictures. InputError where anything does not fit.
     """
+    if not isinstance(known, Given):
+        raise InputError(f"known is a {type(known).__name__}; give pointillist.Given(seen=, mask=)")
     other = [name for name in Given._fields if name not in OBSERVATIONS]
     if extra := [name for name in other if getattr(known, name) is not None]:
         raise InputError(f"known holds {extra[0]}; it takes {', '.join(OBSERVATIONS)} only")
-    known = Given(*(None if part is None else part.detach().cpu() for part in known))
+    known = Given(*(_tensor(name, part) for name, part in zip(Given._fields, known, strict=True)))
     known = _scattered(_gridded(known, channels, size), channels, len(size))
     if known.seen is None and known.at is None:
         raise InputError("nothing is known; give seen (with mask), or at and value, or both")
@@ -40,6 +44,10 @@ def on_grid(
         known = gather_on_grid(known, size)
     assert known.seen is not None and known.mask is not None
     mask = whole_pixels(known.mask.expand_as(known.seen))
+    if not mask.any():
+        raise InputError(
+            "nothing is known: no value is finite and true in its mask; leave known out"
+        )
     return torch.where(mask, known.seen, 0), mask
 
 
@@ -53,7 +61,8 @@ def _gridded(known: Given, channels: int, size: tuple[int, ...]) -> Given:
     seen = _values("seen", seen, len(size) + 2)
     if seen.shape[1] != channels:
         raise InputError(f"hints have {seen.shape[1]} channels, the pictures {channels}")
-    mask = torch.ones_like(seen[:, :1], dtype=torch.bool) if mask is None else _mask("mask", mask)
+    mask = torch.ones_like(seen[:, :1], dtype=torch.bool) if mask is None \
+        else _mask("mask", mask, seen.dim())  # fmt: skip
     for name, part in (("seen", seen), ("mask", mask)):
         if tuple(part.shape[2:]) != size:
             raise InputError(
@@ -81,8 +90,8 @@ def _scattered(known: Given, channels: int, axes: int) -> Given:
     if at.shape[0] != value.shape[0]:
         raise InputError(f"at has {at.shape[0]} rows, value {value.shape[0]}; give as many")
     valid = torch.ones_like(value[:, :1], dtype=torch.bool) if valid is None \
-        else _mask("valid", valid)  # fmt: skip
-    if valid.dim() != 3 or valid.shape[2] != at.shape[1]:
+        else _mask("valid", valid, 3)  # fmt: skip
+    if valid.shape[2] != at.shape[1]:
         raise InputError(f"valid has shape {_times(valid.shape)}, value {_times(value.shape)}; "
                          f"give one truth value a point")  # fmt: skip
     _fits("valid", valid, value)
@@ -99,6 +108,16 @@ def _scattered(known: Given, channels: int, axes: int) -> Given:
     return known._replace(at=at.masked_fill(outside, 0), value=value, valid=valid)
 
 
+def _tensor(name: str, part: Any) -> Tensor | None:
+    """Tensors and arrays, on the CPU."""
+    if part is None:
+        return None
+    try:
+        return torch.as_tensor(part).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is a {type(part).__name__}; give a tensor or an array") from None
+
+
 def _values(name: str, part: Tensor, axes: int) -> Tensor:
     """Numbers in float32, with as many dimensions as they need."""
     if part.dtype == torch.bool or part.is_complex():
@@ -109,7 +128,11 @@ def _values(name: str, part: Tensor, axes: int) -> Tensor:
     return part.float()
 
 
-def _mask(name: str, part: Tensor) -> Tensor:
+def _mask(name: str, part: Tensor, axes: int) -> Tensor:
+    """Truth values, with as many dimensions as the values have."""
+    if part.dim() != axes:
+        raise InputError(f"{name} has shape {_times(part.shape)}; it needs {axes} dimensions, as "
+                         f"the values have")  # fmt: skip
     if part.dtype != torch.bool:
         raise InputError(f"{name} holds {part.dtype}; it holds true and false (torch.bool)")
     return part

@@ -17,6 +17,7 @@ from pointillist.guidance import (
     classifier_free,
     label_number,
     network_field,
+    pinned,
 )
 from pointillist.known import on_grid
 from pointillist.models import Network
@@ -26,6 +27,10 @@ from pointillist.samplers import SAMPLERS, Watch, time_grid
 from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, InputError, Spec, config
+
+NEVER_WITHOUT = (
+    "the run (or its guide) had task.absent 0 and never learnt to answer without hints; give some"
+)
 
 
 class Samples(NamedTuple):
@@ -85,7 +90,8 @@ class Trained:
         """`count` pictures, `count c *space` in [-1, 1]; fields of `Ask` by name.
 
         `known` holds pixels that are known, as `Given(seen=, mask=)` on the picture's grid or
-        `Given(at=, value=)` at points in [-1, 1]; they come back unchanged.
+        `Given(at=, value=)` at points (row, column), [-1, -1] the top left corner; they come back
+        unchanged.
 
         `guide` is a weaker network to lead away from (autoguidance), in the place of one without
         labels.
@@ -113,7 +119,7 @@ class Trained:
                 "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
                 "this version does not sample; call the network itself (`pt.load(RUN).network`)"
             )
-        size = ask.size or self.spec.size
+        size = tuple(ask.size or self.spec.size)
         if len(size) != len(self.spec.size):
             raise InputError(
                 f"size {'x'.join(map(str, size))} has {len(size)} axes; the run has "
@@ -132,10 +138,10 @@ class Trained:
         seen = mask = None
         if known is not None:
             seen, mask = on_grid(known, ask.count, self.spec.channels, size)
-        elif any(t.run.task.always for t in (self, guide)
-                 if t is not None and isinstance(t.run.task, HintsConfig)):  # fmt: skip
-            raise InputError("the run had task.absent 0 and never learnt to answer without hints; "
-                             "give some")  # fmt: skip
+        elif self._needs_hints(guide):
+            raise InputError(NEVER_WITHOUT)
+        if mask is not None and not mask.flatten(1).any(1).all() and self._needs_hints(guide):
+            raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
@@ -148,6 +154,8 @@ class Trained:
                 noise = self.run.objective.noise(draw, shape, "sample")
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count, guide)
+                    if given.seen is not None and given.mask is not None:
+                        field = pinned(field, given.seen, given.mask)
                     x = SAMPLERS[sampler](field, noise.to(self.device), times, watch=watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -166,6 +174,11 @@ class Trained:
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))
         return Samples(torch.cat(parts), labels, nfe)
+
+    def _needs_hints(self, guide: "Trained | None") -> bool:
+        """Whether this network, or its guide, was never trained without hints."""
+        tasks = [trained.run.task for trained in (self, guide) if trained is not None]
+        return any(isinstance(task, HintsConfig) and task.always for task in tasks)
 
     def _field(
         self,

@@ -50,6 +50,8 @@ class HintsConfig:
             raise InputError(f"task.share is {self.share}; it lies in [0, 1], a range rises")
         if not high:
             raise InputError("task.share is 0, so nothing is ever known; use task.kind=generate")
+        if low == 1:
+            raise InputError("task.share is 1, so nothing is ever hidden; set it below 1")
         for name in ("absent", "label_drop"):
             in_unit(name, getattr(self, name))
         if self.absent == 1:
@@ -69,8 +71,8 @@ class HintsConfig:
 
     @property
     def always(self) -> bool:
-        """Whether a sample without any hint is never trained on."""
-        return not self.absent and self.range[0] > 0
+        """Whether no sample is without hints but by chance (which a share near 0 brings)."""
+        return not self.absent
 
     def mask(
         self, draw: Draw, size: tuple[int, ...], absent: bool = True
@@ -86,6 +88,8 @@ class HintsConfig:
         if batch.where is not None:
             raise InputError("task.kind is hints, but the data are scattered; hints lie on grids")
         mask = self.mask(draw, tuple(batch.x.shape[2:]))
+        if batch.weight is not None:  # gaps and padding are no knowledge
+            mask = mask & (batch.weight > 0).all(1, keepdim=True)
         weight = torch.where(mask, self.weight, 1.0)
         weight = weight if batch.weight is None else weight * batch.weight
         label = dropped(batch.label, self.label_drop, draw)

@@ -13,7 +13,7 @@ from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import StraightConfig
 from pointillist.tasks import HintsConfig, show
-from pointillist.types import Given, State
+from pointillist.types import Given, InputError, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -60,24 +60,23 @@ def velocity_loss(
     The clamp of the loss is left out, so the figure compares with any other denoiser's. Where
     pixels are `known` the network sees them, and the error is that of the others.
     """
-    total = torch.zeros(len(times), dtype=torch.float64)
+    total, places = torch.zeros(len(times), dtype=torch.float64), 0
     for first in range(0, x.shape[0], batch):
         part = x[first : first + batch].to(network.device)
         index = torch.arange(first, first + part.shape[0])
         eps = validation_noise(objective, index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
-        counts = torch.ones_like(part[:, :1])
+        hidden = torch.ones_like(part[:, :1], dtype=torch.bool)
         if known is not None:
-            mask = known[index].to(part.device)
-            given, counts = show(given, part, mask), (~mask).to(part.dtype)
-        # A picture of which everything is known has no error.
-        counts = counts / counts.flatten(1).mean(1).clamp(min=1e-12).view(
-            -1, *[1] * (part.dim() - 1)
-        )
+            hidden = ~known[index].to(part.device)
+            given = show(given, part, ~hidden)
+        places += int(hidden.sum())
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)
             xt = objective.mix(part, eps, t)
             answer = network(*objective.see(xt, t), given).value.float()
             error = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t) - (part - eps)
-            total[i] += (error.double().square() * counts).flatten(1).mean(1).sum().cpu()
-    return (total / x.shape[0]).tolist()
+            total[i] += (error.double().square().mean(1, keepdim=True) * hidden).sum().cpu()
+    if not places:
+        raise InputError("every pixel of the held-out pictures is known; leave some hidden")
+    return (total / places).tolist()

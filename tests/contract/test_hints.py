@@ -5,9 +5,10 @@ import torch
 
 from pointillist.draws import Draw
 from pointillist.layers.hints import HintPatches
-from pointillist.models import Network
+from pointillist.models import Network, PixelDiTConfig
 from pointillist.run import Run
 from pointillist.sample import Trained
+from pointillist.samplers import SAMPLERS
 from pointillist.tasks import HintsConfig, show
 from pointillist.train import backward
 from pointillist.types import Batch, Given, InputError
@@ -89,23 +90,28 @@ def test_hints_on_another_grid_or_of_single_channels_are_refused(config):
 
 
 class Overheard:
-    """What the hint layer of a model is shown, call by call."""
+    """What a model and its hint layer are shown, call by call."""
 
     def __init__(self, model, monkeypatch):
-        self.shown = []
+        self.hints, self.states = [], []
         plain = HintPatches.forward
 
         def forward(layer, hints):
-            self.shown.append(hints.detach().clone())
+            self.hints.append(hints.detach().clone())
             return plain(layer, hints)
 
         monkeypatch.setattr(HintPatches, "forward", forward)
+        model.register_forward_pre_hook(
+            lambda _, given: self.states.append((given[0].detach().clone(), given[1].clone()))
+        )
 
 
 @every
 @pytest.mark.parametrize("absent", [0.0, 0.999], ids=["with hints", "without hints"])
 def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
-    """The channels that reach the model in training reach it in sampling, bit for bit."""
+    """Hints reach the model in sampling as in training, bit for bit; known pixels of the state lie
+    on their path t x + (1 - t) eps at every step, as they do in training.
+    """
     task = HintsConfig(share=(0.2, 0.6), absent=absent)
     model = toy(config, SIZE, hints=True)
     run = Run(model=model.config, task=task)
@@ -113,21 +119,32 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
     batch = Batch(torch.arange(3), x, label=torch.tensor([0, 1, 2]))
     ears = Overheard(model, monkeypatch)
     backward(run, Network(model), batch, torch.device("cpu"))
-    trained_on = ears.shown.pop()
+    trained_on = ears.hints.pop()
+    state, t = ears.states.pop()
 
     draw = Draw(run.seed, batch.index)
-    flipped = run.augment(batch, draw).x
-    known = Given(seen=flipped, mask=task.mask(draw, SIZE)) if not absent else None
-    assert absent == 0 or not task.mask(draw, SIZE).any()
+    flipped, mask = run.augment(batch, draw).x, task.mask(draw, SIZE)
+    at = t.view(-1, 1, 1, 1)
+    assert torch.equal(state, at * flipped + (1 - at) * run.objective.noise(draw, (2, *SIZE)))
+    known = None if absent else Given(seen=flipped, mask=mask)
+    assert absent == 0 or not mask.any()
     trained = Trained(run, spec_of(SIZE), model, torch.device("cpu"))
-    found = trained.sample(3, steps=1, sampler="euler", guidance=1.0, known=known)
-    (sampled_from,) = ears.shown
-    assert torch.equal(trained_on, sampled_from.expand_as(trained_on))
-    if known is not None:
-        assert 0 < known.mask.float().mean() < 1
-        assert torch.equal(
-            torch.where(known.mask, found, 0), show(Given(), flipped, known.mask).seen
-        )
+    noise = run.objective.noise(Draw(0, torch.arange(3)), (2, *SIZE), "sample")
+    for sampler in SAMPLERS:
+        found = trained.sample(3, steps=4, sampler=sampler, guidance=2.0, known=known)
+        for sampled_from in ears.hints:
+            assert torch.equal(trained_on, sampled_from.expand_as(trained_on))
+        assert ears.states
+        if known is not None:
+            assert 0 < mask.float().mean() < 1
+            for state, t in ears.states:
+                at = t.view(-1, 1, 1, 1)
+                path = at * flipped + (1 - at) * noise
+                off = torch.where(mask, state - path, 0).abs().max()
+                assert off < 1e-5, f"{sampler} leaves the path by {off} at {float(t[0])}"
+            assert torch.equal(torch.where(mask, found, 0), show(Given(), flipped, mask).seen)
+        ears.hints.clear()
+        ears.states.clear()
 
 
 def test_the_share_of_known_pixels_is_the_one_that_was_asked_for():
@@ -146,3 +163,35 @@ def test_known_pixels_count_little_in_the_loss():
     task = HintsConfig(share=0.5, absent=0.0, weight=0.1)
     batch, given = task(Batch(torch.arange(2), x), Draw(0, torch.arange(2)))
     assert torch.equal(batch.weight, torch.where(given.mask, 0.1, 1.0))
+
+
+def test_gaps_are_not_known():
+    x, weight = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+    weight[..., :2] = 0
+    task = HintsConfig(share=0.99, absent=0.0)
+    batch, given = task(Batch(torch.arange(2), x, weight=weight), Draw(0, torch.arange(2)))
+    assert not given.mask[..., :2].any() and given.mask[..., 2:].any()
+    assert not batch.weight[..., :2].any()
+
+
+@every
+def test_a_value_without_a_mask_is_known(config):
+    network, x, t, given, mask = hinted(config)
+    every = torch.ones_like(mask)
+    plain = network(x, t, given._replace(seen=x)).value
+    assert torch.equal(plain, network(x, t, given._replace(seen=x, mask=every)).value)
+    with pytest.raises(InputError, match="hints have 1 channels and a mask of torch.bool"):
+        network(x, t, given._replace(seen=x[:, :1], mask=mask))
+
+
+def test_hints_are_encoded_once_and_answer_the_same_as_in_training():
+    """Without gradients pixeldit makes the hints' modulation once, with them in every block."""
+    network, x, t, given, mask = hinted(PixelDiTConfig)
+    given = given._replace(seen=x, mask=mask)
+    with torch.no_grad():
+        context = network.condition(given, SIZE)
+        assert context.pixel_hint.made_leave is not None
+        value = network(x, t, given, context).value
+    kept = network.condition(given, SIZE)
+    assert kept.pixel_hint.made_leave is None
+    torch.testing.assert_close(network(x, t, given, kept).value, value)

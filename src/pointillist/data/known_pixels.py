@@ -41,21 +41,29 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
             )
         names[wanted] = there[0]
     h, w = size
-    seen, mask = torch.zeros(1, channels, h, w), torch.zeros(1, 1, h, w, dtype=torch.bool)
+    places: dict[tuple[int, int], tuple[float, ...]] = {}
     try:
         for row in rows:
             where = f"{path}, line {rows.line_num}"
+            if None in row:
+                raise InputError(
+                    f"{where} has more cells than the first line; a number has a point"
+                )
             column = _cell(row, names["x"], w, where)
             line = _cell(row, names["y"], h, where)
-            if mask[0, 0, line, column]:
+            if (line, column) in places:
                 raise InputError(f"{where} gives pixel x {column}, y {line} again; keep one")
-            mask[0, 0, line, column] = True
-            for i, colour in enumerate(COLOURS[channels]):
-                seen[0, i, line, column] = _level(row, names[colour], where)
+            places[line, column] = tuple(
+                _level(row, names[colour], where) for colour in COLOURS[channels]
+            )
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num} is not CSV: {error}") from None
-    if not mask.any():
+    if not places:
         raise InputError(f"{path} holds no pixel; each line after the first gives one")
+    line_of, column_of = torch.tensor(list(places)).T
+    seen, mask = torch.zeros(1, channels, h, w), torch.zeros(1, 1, h, w, dtype=torch.bool)
+    seen[0, :, line_of, column_of] = torch.tensor(list(places.values())).T
+    mask[0, 0, line_of, column_of] = True
     return Given(seen=seen, mask=mask)
 
 

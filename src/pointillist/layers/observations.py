@@ -79,8 +79,15 @@ def hint_channels(
     Nothing seen is zero everywhere, mask too; a cell known to be black, or mid-grey 0, has mask 1.
     InputError where a cell is known in some of its channels only, or the grids differ.
     """
-    if seen is None or mask is None:
+    if seen is None:
         return torch.zeros(1, channels + 1, *size, device=device)
+    if mask is None:
+        mask = seen.isfinite()
+    if seen.shape[1] != channels or mask.dtype != torch.bool:
+        raise InputError(
+            f"hints have {seen.shape[1]} channels and a mask of {mask.dtype}; the picture has "
+            f"{channels} channels, and a mask is true or false"
+        )
     if tuple(seen.shape[2:]) != size or tuple(mask.shape[2:]) != size:
         raise InputError(
             f"hints lie on a grid of {'x'.join(map(str, seen.shape[2:]))}, the picture has "

@@ -8,7 +8,7 @@ activation of the model, and cheap to make: backward makes them again rather tha
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex64, Float
@@ -67,9 +67,32 @@ class HintModulation(nn.Module):
         self.enter = nn.Linear(pixel_width, enter * pixel_width) if enter else None
         self.leave = nn.Linear(pixel_width, leave * pixel_width)
 
-    def forward(self, hints: Float[Tensor, "b n m c"]) -> Pixels:
-        """The features that `enter` and `leave` turn into modulations, inside each block."""
-        return self.down(F.silu(self.up(hints)))
+    def forward(self, hints: Float[Tensor, "b n m c"]) -> "PixelHint":
+        features = self.down(F.silu(self.up(hints)))
+        if torch.is_grad_enabled():
+            return PixelHint(self, features)
+        enter = None if self.enter is None else self.enter(features)
+        return PixelHint(self, features, enter, self.leave(features))
+
+
+class PixelHint(NamedTuple):
+    """What hints add to the modulations, which is the same in every block and at every step.
+
+    Without gradients it is made once; in training each block makes it inside of what backward makes
+    again, so that it is never kept.
+    """
+
+    layer: HintModulation
+    features: Hint
+    made_enter: Tensor | None = None
+    made_leave: Tensor | None = None
+
+    def enter(self) -> Tensor:
+        assert self.layer.enter is not None
+        return self.layer.enter(self.features) if self.made_enter is None else self.made_enter
+
+    def leave(self) -> Tensor:
+        return self.layer.leave(self.features) if self.made_leave is None else self.made_leave
 
 
 class PixelBlock(nn.Module):
@@ -115,35 +138,28 @@ class PixelBlock(nn.Module):
         x: Pixels,
         s: Tokens,
         rotation: Rotation | None,
-        hint: Hint | None,
-        hints: HintModulation | None,
+        hint: PixelHint | None,
     ) -> Pixels:
         call = again if self.recompute else plainly
-        h = call(self._question, x, s, hint, hints)
+        h = call(self._question, x, s, hint)
         if self.attention is not None:
             h = self.attention(h, rotation)
-        return call(self._answer, x, h, s, hint, hints)
+        return call(self._answer, x, h, s, hint)
 
-    def _question(
-        self, x: Pixels, s: Tokens, hint: Hint | None, hints: HintModulation | None
-    ) -> Tensor:
+    def _question(self, x: Pixels, s: Tokens, hint: PixelHint | None) -> Tensor:
         h = self.norm1(x)
         if self.enter is not None:
-            more = None if hint is None or hints is None else hints.enter(hint)  # type: ignore[misc]
-            shift, scale = self.enter(s, more)
+            shift, scale = self.enter(s, None if hint is None else hint.enter())
             h = torch.addcmul(shift, h, 1 + scale)
         if self.compact is None:
             return h
         # Cells of one block lie together, so a block is a row.
         return self.compact(h.reshape(h.shape[0], -1, self.block_cells * self.pixel_width))
 
-    def _answer(
-        self, x: Pixels, h: Tensor, s: Tokens, hint: Hint | None, hints: HintModulation | None
-    ) -> Pixels:
+    def _answer(self, x: Pixels, h: Tensor, s: Tokens, hint: PixelHint | None) -> Pixels:
         if self.spread is not None:
             h = self.spread(h).reshape(x.shape)
-        more = None if hint is None or hints is None else hints.leave(hint)
-        made = self.leave(s, more)
+        made = self.leave(s, None if hint is None else hint.leave())
         if self.post:
             scale1, shift1, scale2, shift2 = made
             x = x + torch.addcmul(shift1, h, 1 + scale1)

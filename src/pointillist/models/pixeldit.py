@@ -23,7 +23,7 @@ from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.patch import patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
-from pointillist.models.pixel_path import HintModulation, PixelBlock, again
+from pointillist.models.pixel_path import HintModulation, PixelBlock, PixelHint, again
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
 
 
@@ -79,6 +79,14 @@ class PixelDiTConfig:
             if getattr(self, name) <= 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         check_heads(self.width, self.heads)
+        if (
+            int(int(self.width * self.mlp_ratio) * 2 / 3) < 1
+            or int(self.pixel_width * self.mlp_ratio) < 1
+        ):
+            raise InputError(
+                f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of width "
+                f"{self.width} or pixel_width {self.pixel_width}; raise it"
+            )
         for name in ("rope_span", "context_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 0 or more")
@@ -118,7 +126,7 @@ class Context(NamedTuple):
     pixel_place: Float[Tensor, "_ n m e"] | None
     pixel_rotation: Rotation | None
     hint: Float[Tensor, "b n d"] | None
-    pixel_hint: Float[Tensor, "b n m e"] | None
+    pixel_hint: PixelHint | None
 
 
 def _mlp(c: PixelDiTConfig) -> nn.Module:
@@ -257,7 +265,7 @@ class PixelDiT(nn.Module):
         if context.pixel_place is not None:
             x = x + context.pixel_place
         for block in self.pixel_blocks:
-            x = block(x, s, context.pixel_rotation, context.pixel_hint, self.hint_pixel)
+            x = block(x, s, context.pixel_rotation, context.pixel_hint)
         x = again(self._last, x) if c.recompute else self._last(x)
         return Prediction(unpixels(x, c.patch_size, c.block, size))
 
