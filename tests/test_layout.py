@@ -12,7 +12,7 @@ ROWS = [
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
     {"models"},
     {"published", "run"},
-    {"runfolder", "known", "snapshots"},
+    {"runfolder", "known", "snapshots", "posterior"},
     {"convert", "sample", "validation", "describe"},
     {"monitor"},
     {"train"},

@@ -1,4 +1,4 @@
-"""From a run folder to pictures: load, sample."""
+"""From a run folder to pictures: load, sample, draw posteriors."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from pointillist.guidance import (
 )
 from pointillist.known import on_grid
 from pointillist.models import Network
+from pointillist.posterior import Moments, Posterior
 from pointillist.run import Run, check_sampler
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
@@ -103,6 +104,55 @@ class Trained:
             label = tuple(label)
         return self.answer(Ask(count=count, label=label, **ask), watch, known=known, guide=guide).x
 
+    def posterior(
+        self,
+        known: Given,
+        draws: int = 19,
+        label: Any = None,
+        *,
+        keep: bool = True,
+        progress: Callable[[int], None] | None = None,
+        **ask: Any,
+    ) -> Posterior:
+        """`draws` pictures for each row of `known`, `draws b c *space`; fields of `Ask` by name.
+
+        Draw j of picture i is a function of (seed, i, j) and the request; draw 0 is what `sample`
+        gives. Without `keep` mean and spread are gathered on the way and the draws forgotten.
+        `label` is one for all, or one for each picture. `progress` hears of pictures drawn.
+        """
+        if draws < 1:
+            raise InputError(f"draws is {draws}; it must be 1 or more")
+        label = tuple(label) if isinstance(label, list) else label
+        rows = known.seen if known.seen is not None else known.at
+        count = 1 if rows is None else rows.shape[0]
+        count = len(label) if count == 1 and isinstance(label, tuple) else count
+        request = Ask(**ask)
+        seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
+        labels = self._labels(label, count)
+        moments, kept = Moments(), []
+        together = max(1, request.batch // count)
+        for first in range(0, draws, together):
+            number = torch.arange(first, min(first + together, draws))
+            some = number.shape[0]
+            answer = self.answer(
+                dataclasses.replace(
+                    request, count=some * count,
+                    label=None if labels is None else tuple(labels.tolist()) * some,
+                ),
+                known=Given(
+                    seen=seen.repeat(some, *[1] * (seen.dim() - 1)),
+                    mask=mask.repeat(some, *[1] * (mask.dim() - 1)),
+                ),
+                # The picture in the lower half of the number, the draw in the upper.
+                numbers=(number[:, None] * 2**32 + torch.arange(count)).flatten(),
+            )  # fmt: skip
+            x = answer.x.unflatten(0, (some, count))
+            moments.add(x)
+            kept.extend([x] * keep)
+            if progress is not None:
+                progress((first + some) * count)
+        return Posterior(moments, torch.cat(kept) if keep else None, ~mask)
+
     @torch.no_grad()
     def answer(
         self,
@@ -111,8 +161,12 @@ class Trained:
         progress: Callable[[int], None] | None = None,
         known: Given | None = None,
         guide: "Trained | None" = None,
+        numbers: Tensor | None = None,
     ) -> Samples:
-        """Pictures with their labels and the evaluations they cost, those of a guide included."""
+        """Pictures with their labels and the evaluations they cost, those of a guide included.
+
+        `numbers`, one a picture, key the noise in the place of 0, 1, 2, ...
+        """
         run = self.run.sample
         if getattr(self.run.model, "learn_sigma", False):
             raise InputError(
@@ -142,6 +196,7 @@ class Trained:
             raise InputError(NEVER_WITHOUT)
         if mask is not None and not mask.flatten(1).any(1).all() and self._needs_hints(guide):
             raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
+        numbers = torch.arange(ask.count) if numbers is None else numbers
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
@@ -150,7 +205,7 @@ class Trained:
                 given = show(given, seen[index].to(self.device), mask[index].to(self.device))
             count = Count()
             try:
-                draw, shape = Draw(ask.seed, index), (self.spec.channels, *size)
+                draw, shape = Draw(ask.seed, numbers[index]), (self.spec.channels, *size)
                 noise = self.run.objective.noise(draw, shape, "sample")
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count, guide)
