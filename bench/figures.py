@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import pointillist as pt
-from pointillist.demo import loss_curve
 from pointillist.engine.log import read
+from pointillist.figures import loss_figure
 from pointillist.pictures import contact_sheet, flat, save_png
 from pointillist.sample import Ask
 
@@ -34,9 +34,8 @@ def main() -> None:
         run = pt.load(folder)
         count = asked.rows * len(run.spec.classes)
         rows.append(flat(run.answer(Ask(count=count, guidance=asked.guidance)).x))
-        curve = loss_curve(read(Path(folder) / "log.jsonl"))
-        svg = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (IMAGES / f"{Path(folder).name}.svg").write_text(svg + "\n")
+        if curve := loss_figure(read(Path(folder) / "log.jsonl")):
+            (IMAGES / f"{Path(folder).name}.svg").write_text(curve + "\n")
     sheet = contact_sheet(torch.cat(rows), columns=len(run.spec.classes), scale=SCALE)
     save_png(sheet, IMAGES / asked.sheet)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import pointillist as pt
-from pointillist.demo import loss_curve, run_demo
+from pointillist.demo import run_demo
 
 TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens=0",
        "train.images=256", "train.save_every=128", "train.log_every=64", "train.validate=8",
@@ -23,16 +23,6 @@ def test_a_network_that_learnt_nothing_fails_the_tour(tmp_path, capsys):
     with pytest.raises(pt.InputError, match="already holds a run"):
         run_demo(tmp_path, TOY)
     assert (tmp_path / "run" / "checkpoints").is_dir()
-
-
-def test_the_curve_holds_every_logged_point():
-    events = [
-        {"event": "step", "images": 10 * i, "loss": 1 / i, "lr": 1e-3} for i in range(1, 6)
-    ] + [{"event": "validation", "images": 50, "velocity@0.5": 0.3}]
-    svg = loss_curve([*events, {"event": "step", "images": 60, "skipped": 3}])
-    lines = re.findall(r'points="([^"]*)"', svg)
-    assert [len(line.split()) for line in lines] == [5, 1] and svg.count("<text") >= 8
-    assert "No step was logged" in loss_curve([])
 
 
 @pytest.mark.slow
