@@ -18,7 +18,7 @@ from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import LogitNormal, StraightConfig
 from pointillist.types import Given, InputError, Spec, grid_axes
-from tests import parity_pixeldit
+from tests import parity_metrics, parity_pixeldit
 from tests.parity_case import (
     CASES,
     FOLDER,
@@ -276,7 +276,11 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("huggingface/diffusers", "FlowMatchEulerDiscreteScheduler"): lambda case: flow(case, "euler"),
     ("huggingface/diffusers", "FlowMatchHeunDiscreteScheduler"): lambda case: flow(case, "heun"),
     ("huggingface/diffusers", "DPMSolverMultistepScheduler"): lambda case: flow(case, "dpmpp_2m"),
-}
+    ("toshas/torch-fidelity", "*_features_to_metric"): parity_metrics.features,
+    ("GaParmar/clean-fid", "frechet_distance, kernel_distance"): parity_metrics.clean,
+    ("scikit-image/scikit-image", "peak_signal_noise_ratio, structural_similarity"):
+        parity_metrics.pictures,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES or [pytest.param("", marks=NONE)])

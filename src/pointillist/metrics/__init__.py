@@ -1,5 +1,35 @@
-"""Judging: known answers first."""
+"""Judging: scores from features or pictures, each a function; known answers first.
 
+Metrics never sample. Features are made once (`features.py`), and every score of sets is made from
+them; pictures are compared with pictures place by place.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pointillist.metrics.features import Extractor, extract, open_extractor
+from pointillist.metrics.frechet import frechet_distance, frechet_score
+from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean, over_seeds
+from pointillist.metrics.kernel import kernel_distance, kernel_score, subset_distances
+from pointillist.metrics.moments import Moments, MomentSum
+from pointillist.metrics.neighbours import PrecisionRecall, precision_recall
+from pointillist.metrics.pixel import psnr, ssim
 from pointillist.metrics.posterior import coverage, crps
+from pointillist.metrics.reference import reference
 
-__all__ = ["coverage", "crps"]
+METRICS: dict[str, Callable[..., Any]] = {
+    "frechet_distance": frechet_distance,
+    "kernel_distance": kernel_distance,
+    "precision_recall": precision_recall,
+    "psnr": psnr,
+    "ssim": ssim,
+    "crps": crps,
+    "coverage": coverage,
+}
+
+__all__ = [
+    "METRICS", "Extractor", "MomentSum", "Moments", "PrecisionRecall", "Score", "bootstrap",
+    "bootstrap_mean", "coverage", "crps", "extract", "frechet_distance", "frechet_score", "kernel_distance",
+    "kernel_score", "open_extractor", "over_seeds", "precision_recall", "psnr", "reference", "ssim",
+    "subset_distances",
+]  # fmt: skip
