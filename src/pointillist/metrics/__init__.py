@@ -29,7 +29,7 @@ METRICS: dict[str, Callable[..., Any]] = {
 
 __all__ = [
     "METRICS", "Extractor", "MomentSum", "Moments", "PrecisionRecall", "Score", "bootstrap",
-    "bootstrap_mean", "coverage", "crps", "extract", "frechet_distance", "frechet_score", "kernel_distance",
-    "kernel_score", "open_extractor", "over_seeds", "precision_recall", "psnr", "reference", "ssim",
-    "subset_distances",
+    "bootstrap_mean", "coverage", "crps", "extract", "frechet_distance", "frechet_score",
+    "kernel_distance", "kernel_score", "open_extractor", "over_seeds", "precision_recall", "psnr",
+    "reference", "ssim", "subset_distances",
 ]  # fmt: skip
