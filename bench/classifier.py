@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import pointillist as pt
 from pointillist.data import CIFAR10Config
-from pointillist.sample import Ask
+from pointillist.request import Ask
 
 EPOCHS, BATCH = 8, 256
 

@@ -15,7 +15,7 @@ import pointillist as pt
 from pointillist.engine.log import read
 from pointillist.figures import loss_figure
 from pointillist.pictures import contact_sheet, flat, save_png
-from pointillist.sample import Ask
+from pointillist.request import Ask
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SCALE = 2  # nearest neighbour, so that pixels stay pixels

@@ -20,8 +20,9 @@ from pointillist.guidance import (
     classifier_free,
     network_field,
 )
+from pointillist.request import Ask
 from pointillist.run import Run
-from pointillist.sample import Ask, Trained, untrained
+from pointillist.sample import Trained, untrained
 from pointillist.samplers import SAMPLERS, euler, time_grid
 from pointillist.types import Given, InputError
 

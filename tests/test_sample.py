@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from pointillist.guidance import label_number
+from pointillist.request import Ask
 from pointillist.run import Run
-from pointillist.sample import Ask, label_number, untrained
+from pointillist.sample import untrained
 from pointillist.types import InputError
 
 

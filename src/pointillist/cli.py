@@ -100,8 +100,9 @@ def sample(
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
+    from pointillist.request import Ask
     from pointillist.run import Run, from_dict, to_dict
-    from pointillist.sample import Ask, load, untrained
+    from pointillist.sample import load, untrained
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype}; it is one of {', '.join(DTYPES)}")

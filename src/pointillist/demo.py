@@ -17,8 +17,9 @@ from pointillist.engine.session import locked
 from pointillist.figures import loss_figure
 from pointillist.metrics.linear import LinearDenoisers
 from pointillist.page import Html, figure, page, picture, section, table
+from pointillist.request import Ask
 from pointillist.run import Run
-from pointillist.sample import Ask, Trained
+from pointillist.sample import Trained
 from pointillist.train import train
 from pointillist.validation import TIMES, held_out, validation_noise, velocity_loss
 

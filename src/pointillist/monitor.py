@@ -13,9 +13,10 @@ from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
+from pointillist.request import Ask
 from pointillist.run import Run
 from pointillist.runfolder import load_weights
-from pointillist.sample import Ask, Trained
+from pointillist.sample import Trained
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, Spec
 from pointillist.validation import TIMES, held_out, held_out_hints, velocity_loss

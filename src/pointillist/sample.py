@@ -1,7 +1,7 @@
 """From a run folder to pictures: load, sample, draw posteriors."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,24 +22,18 @@ from pointillist.guidance import (
 from pointillist.known import on_grid
 from pointillist.models import Network
 from pointillist.posterior import Moments, Posterior
-from pointillist.run import Run, check_sampler
+from pointillist.request import Ask, Samples, labels_of
+from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, Watch, time_grid
+from pointillist.settings import check_sampler
 from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import HintsConfig, show
-from pointillist.types import Given, InputError, Spec, config
+from pointillist.types import Given, InputError, Spec
 
 NEVER_WITHOUT = (
     "the run (or its guide) had task.absent 0 and never learnt to answer without hints; give some"
 )
-
-
-class Samples(NamedTuple):
-    """Pictures in [-1, 1], their labels (-1: none), and network evaluations spent on each."""
-
-    x: Tensor
-    label: Tensor | None
-    nfe: int
 
 
 class Origin(NamedTuple):
@@ -48,24 +42,6 @@ class Origin(NamedTuple):
     folder: Path
     images: int
     ema: float | str
-
-
-@config
-class Ask:
-    """One request: what differs from the run's own `sample` settings is not None."""
-
-    count: int = 16
-    label: int | str | tuple[int | str, ...] | None = None
-    size: tuple[int, ...] | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    guidance: float | GuidanceConfig | None = None  # a scale, or all there is to say
-    interval: tuple[float, float] | None = None
-    rescale: float | None = None
-    negative: int | str | None = None
-    seed: int = 0
-    batch: int = 64
-    dtype: str = "float32"
 
 
 class Trained:
@@ -128,7 +104,7 @@ class Trained:
         count = len(label) if count == 1 and isinstance(label, tuple) else count
         request = Ask(**ask)
         seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
-        labels = self._labels(label, count)
+        labels = labels_of(label, count, self.spec.classes)
         moments, kept = Moments(), []
         together = max(1, request.batch // count)
         for first in range(0, draws, together):
@@ -188,7 +164,7 @@ class Trained:
         steps = run.steps if ask.steps is None else ask.steps
         times = time_grid(steps, run.shift)
         guidance, guide = self._guidance(ask, guide, size)
-        labels = self._labels(ask.label, ask.count)
+        labels = labels_of(ask.label, ask.count, self.spec.classes)
         seen = mask = None
         if known is not None:
             seen, mask = on_grid(known, ask.count, self.spec.channels, size)
@@ -345,19 +321,6 @@ class Trained:
                 "the guide's objective has another path or noise than the run's; take one that was "
                 "trained with the same"
             )
-
-    def _labels(self, label: Any, count: int) -> Tensor | None:
-        classes = self.spec.classes
-        if not classes:
-            if label is not None:
-                raise InputError(f"label is {label}, but this model has no labels; leave it out")
-            return None
-        if label is None:
-            return torch.arange(count) % len(classes)
-        wanted: Sequence[Any] = label if isinstance(label, tuple) else (label,) * count
-        if len(wanted) != count:
-            raise InputError(f"{len(wanted)} labels for {count} pictures; give one for each")
-        return torch.tensor([label_number(one, classes) for one in wanted])
 
 
 def _walk(trained: Trained, size: tuple[int, ...]) -> tuple[float, ...]:

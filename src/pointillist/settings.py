@@ -1,0 +1,97 @@
+"""How a run is trained and sampled, where neither is a matter of data, task, objective or model."""
+
+from pointillist.engine.device import Precision
+from pointillist.engine.ema import WIDEST
+from pointillist.engine.track import TrackerName
+from pointillist.guidance import GuidanceConfig
+from pointillist.samplers import SAMPLERS
+from pointillist.types import Count, InputError, config
+
+
+@config
+class TrainConfig:
+    """How long and in what portions; all counts are images.
+
+    `micro_batch` 0 takes the batch whole; smaller parts give the same gradient up to the order of
+    summation. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
+    `keep` checkpoints stay (0: all). After `patience` non-finite steps in a row the run stops.
+    `ema_power` are relative widths of power-function averages, of which snapshots are kept every
+    `ema_snapshot` images (0: at every save), whatever `keep` says, for averages of any width later.
+    `track` shows the log and the pictures in TensorBoard or Weights & Biases too.
+    """
+
+    images: Count = 1_000_000
+    batch: Count = 256
+    micro_batch: Count = 0
+    ema: tuple[float, ...] = (0.9999,)
+    ema_warmup: bool = True
+    ema_power: tuple[float, ...] = ()
+    ema_snapshot: Count = 0
+    precision: Precision = "float32"
+    save_every: Count = 100_000
+    log_every: Count = 1_000
+    keep: int = 3
+    grid: int = 16
+    validate: int = 256
+    workers: int = 2
+    patience: int = 20
+    track: tuple[TrackerName, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "save_every", "log_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("micro_batch", "keep", "grid", "validate", "workers", "ema_snapshot"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.ema or not all(0 <= decay < 1 for decay in self.ema):
+            raise InputError(f"train.ema is {self.ema}; give one or more decays in [0, 1)")
+        if len(set(self.ema)) < len(self.ema):
+            raise InputError(f"train.ema is {self.ema}; a decay stands there twice")
+        self._check_power()
+        if len(set(self.track)) < len(self.track):
+            raise InputError(f"train.track is {self.track}; a tracker stands there twice")
+
+    def _check_power(self) -> None:
+        widths = list(self.ema_power)
+        if not all(0 < width < WIDEST for width in widths):
+            raise InputError(
+                f"train.ema_power is {widths}; relative widths lie in (0, {WIDEST:.3f}), as 0.05"
+            )
+        if widths and len(set(widths)) < max(2, len(widths)):
+            raise InputError(
+                f"train.ema_power is {widths}; give two or more different widths, as [0.05, 0.1], "
+                f"between which others can be found"
+            )
+        if self.ema_snapshot and not widths:
+            raise InputError(
+                f"train.ema_snapshot is {self.ema_snapshot}, but train.ema_power is empty, so "
+                f"there is nothing to keep; set train.ema_power=[0.05, 0.1]"
+            )
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are in the memory together."""
+        return self.micro_batch or self.batch
+
+
+@config
+class SampleConfig:
+    """How pictures are drawn where the caller does not say otherwise."""
+
+    sampler: str = "heun"
+    steps: int = 50
+    shift: float = 1.0
+    guidance: GuidanceConfig = GuidanceConfig()
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        if self.steps < 1:
+            raise InputError(f"sample.steps is {self.steps}; a sampler takes at least 1 step")
+        if self.shift <= 0:
+            raise InputError(f"sample.shift is {self.shift}; it must be above 0")
+
+
+def check_sampler(name: str) -> None:
+    if name not in SAMPLERS:
+        raise InputError(f"sampler {name} is not known; there are {', '.join(SAMPLERS)}")
