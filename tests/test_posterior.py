@@ -158,5 +158,5 @@ def test_one_row_of_hints_serves_every_label(trained, known):
         trained.posterior(one, draws=0)
     with pytest.raises(InputError, match="2 labels for 3 pictures"):
         trained.posterior(known, draws=1, label=(1, 2))
-    with pytest.raises(InputError, match="seen and mask, or by at and value"):
+    with pytest.raises(InputError, match="nothing is known"):
         trained.posterior(Given(), draws=1)
