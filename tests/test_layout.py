@@ -10,7 +10,7 @@ ROWS = [
     {"layers", "objective", "pictures"},
     {"samplers", "page"},
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
-    {"models", "figures"},
+    {"models", "figures", "settings", "request"},
     {"published", "run"},
     {"runfolder", "known", "snapshots", "posterior"},
     {"convert", "sample", "validation", "describe"},
