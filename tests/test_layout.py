@@ -7,7 +7,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "pointillist"
 ROWS = [
     {"types", "version"},
     {"draws", "engine", "foreign", "strict_yaml"},
-    {"layers", "objective", "pictures"},
+    {"layers", "objective", "pictures", "frozen"},
     {"samplers", "page"},
     {"data", "augment", "tasks", "losses", "guidance", "metrics"},
     {"models", "figures", "settings", "request"},

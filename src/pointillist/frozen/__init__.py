@@ -1,0 +1,1 @@
+"""Networks that are consulted and never trained: what others learnt, as distance or teacher."""
