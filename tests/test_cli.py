@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_training_leaves_a_run_folder_that_samples(say, trained, tmp_path):
                "--steps", 4, "--interval", "0.2,0.8", "--out", "x.png")  # fmt: skip
     assert said.code == 0 and "5 pictures, 7 network evaluations each" in said.out
     assert size_of("x.png") == (100, 66)
+
+
+def test_a_run_is_judged_swept_and_compared(say, trained, tmp_path):
+    asked = ("--extractor", "pixels", "--count", 12, "--reference", 20, "--steps", 1)
+    found = json.loads(say("evaluate", trained, *asked, "--metrics", "kid,velocity", "--json").out)
+    assert set(found["kid"]) == {"value", "low", "high", "n"} and found["recipe"]["steps"] == 1
+    said = say("evaluate", trained, *asked, "--sweep", "guidance=1,2", "--out", tmp_path / "s.json")
+    assert "guidance=2.0  kid " in said.out and (tmp_path / "s.html").is_file()
+    said = say("evaluate", trained, *asked, "--sizes", "32,16x24")
+    assert "size=(16, 24)" in said.out
+    shutil.copytree(trained, tmp_path / "other")
+    rows = json.loads(say("compare", trained, tmp_path / "other", "--json").out)
+    assert [row["metrics"]["kid"]["n"] for row in rows] == [12, 12]
 
 
 def test_samples_into_a_folder_are_one_file_each(say, trained):
@@ -197,6 +211,15 @@ BAD = [
     (("sample", "RUN", "--count", "many"), "many"),
     (("sample", "RUN", "--cuont", "1"), "--cuont"),
     (("sample", "RUN", "model.depth=2"), "a run folder describes itself"),
+    (("evaluate", "RUN", "--metrics", "beauty"), "metric beauty is not known"),
+    (("evaluate", "RUN", "--count", "few"), "--count is few; it is a number such as 5k"),
+    (("evaluate", "RUN", "--sizes", "big"), "--sizes is big; it is HxW"),
+    (("evaluate", "RUN", "--out", "report"), "--out is report; name a .json file"),
+    (
+        ("evaluate", "RUN", "--split", "all", "--extractor", "pixels"),
+        "evaluate.split is all; it is train or test",
+    ),
+    (("compare", "RUN", "RUN"), "two runs are named toy"),
     (("sample", "debug"), "is not a run folder"),
     (("show", "x.yaml"), "neither a preset, a file nor a run folder"),
     (("data", "check", "nothing"), "neither a preset"),

@@ -9,14 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from pointillist.cli_data import data_app
-from pointillist.cli_words import SAMPLERS, AsJson, Overrides, parse_size
-from pointillist.types import InputError
+from pointillist.cli_judge import judge_app
+from pointillist.cli_words import SAMPLERS, AsJson, Overrides, parse_interval
+from pointillist.types import InputError, parse_size
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Diffusion transformers on pixels themselves, with no autoencoder in between.",
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.add_typer(judge_app)  # without a name: evaluate and compare are commands of their own
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET|FILE", help="A preset, a YAML file or a run.")
@@ -126,8 +128,9 @@ def sample(
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))
     ask = Ask(
-        count=count, label=labels, size=parse_size(size), steps=steps, sampler=sampler,
-        guidance=guidance, interval=_interval(interval), rescale=rescale, negative=negative,
+        count=count, label=labels, steps=steps, sampler=sampler,
+        size=parse_size(size) if size else None,
+        guidance=guidance, interval=parse_interval(interval), rescale=rescale, negative=negative,
         seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     known = None
@@ -230,16 +233,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _device(name: str | None) -> list[str]:
     return [f"device={name}"] if name else []
-
-
-def _interval(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--interval is {text}; it is LO,HI, as 0.1,1") from None
-    return low, high
 
 
 def main() -> None:

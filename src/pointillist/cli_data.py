@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pointillist.cli_words import AsJson, Overrides, parse_size
-from pointillist.types import InputError
+from pointillist.cli_words import AsJson, Overrides
+from pointillist.types import InputError, parse_size
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Sets known; walk a set and report it; pack one; fetch one."
@@ -65,7 +65,7 @@ def data_pack(
     if split not in splits:
         raise InputError(f"--split is {split}; it is one of {', '.join(splits)}")
     check_out(out)  # before a set is read for nothing
-    data, wanted = _data(source, overrides), parse_size(size)
+    data, wanted = _data(source, overrides), parse_size(size) if size else None
     pair = None if wanted is None else (wanted[0], wanted[1])
     with Drawing(count(data, split)) as drawing:
         packed = pack(data, out, pair, crops[crop] if crop else None, splits[split], drawing)

@@ -14,12 +14,12 @@ SAMPLERS = "euler, heun, ab2, ab2_even, dpmpp_2m"
 AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
 
 
-def parse_size(text: str | None) -> tuple[int, ...] | None:
-    """`64` or `48x64` as numbers of pixels, height first."""
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """`0.1,1` as two numbers."""
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--size is {text}; it is HxW, as 64x48")
-    size = tuple(int(part) for part in parts)
-    return size * 2 if len(size) == 1 else size
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--interval is {text}; it is LO,HI, as 0.1,1") from None
+    return low, high

@@ -55,6 +55,13 @@ def line(event: dict[str, Any]) -> str:
     if event["event"] == "validation":
         figures = "  ".join(f"{k} {v:.3f}" for k, v in event.items() if "@" in k)
         return f"{event['images']:>9} images  validation  {figures}"
+    if event["event"] == "evaluation":
+        figures = "  ".join(
+            f"{name} {value:.4g} ({event[f'{name}_low']:.4g} to {event[f'{name}_high']:.4g})"
+            for name, value in event.items()
+            if f"{name}_low" in event
+        )
+        return f"{event['images']:>9} images  evaluation  {figures}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"
     if event["event"] == "begin":
@@ -91,6 +98,50 @@ class Drawing(Bar):
 
     def __call__(self, done: int) -> None:
         self.move(done, done / (time.perf_counter() - self.begun))
+
+
+class Counting:
+    """Shows how far an evaluation is, to a person; and every finished one as a line of text."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.bar: Drawing | None = None
+        self.what = ""
+
+    def __enter__(self) -> "Counting":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        if what != self.what:
+            self._end()
+            self.what, self.bar = what, Drawing(of)
+            self.bar.__enter__()
+        if self.bar is not None:
+            self.bar(done)
+
+    def _end(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
+        self.bar = None
+
+    def tell(self, cell: Any) -> None:
+        """Setting and scores of one evaluation."""
+        if self.quiet:
+            return
+        self._end()
+        self.what = ""
+        setting = " ".join(f"{key}={value}" for key, value in cell.setting.items())
+        scores = "  ".join(
+            f"{name} {s.value:.4g} ({s.low:.4g} to {s.high:.4g}, n {s.n})"
+            for name, s in cell.verdict.scores.items()
+        )
+        speed, fast = cell.verdict.speed, ""
+        for name, what in (("drawn_per_second", "drawn"), ("features_per_second", "of features")):
+            fast += f"  {speed[name]:.1f} pictures/s {what}" if name in speed else ""
+        print(f"{setting}  {scores}{fast}".strip(), flush=True)
 
 
 class Bytes:

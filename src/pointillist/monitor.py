@@ -1,5 +1,6 @@
 """What is looked at while a network trains: pictures, and how well it denoises held-out ones."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from pointillist.data.source import Source
 from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
+from pointillist.evaluation import check, enough, judge, open_split, plan_of
+from pointillist.metrics.features import open_extractor
+from pointillist.metrics.names import GENERATED, parse_metrics
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
 from pointillist.request import Ask
 from pointillist.run import Run
 from pointillist.runfolder import load_weights
-from pointillist.sample import Trained
+from pointillist.sample import Origin, Trained
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Given, Spec
 from pointillist.validation import TIMES, held_out, held_out_hints, velocity_loss
@@ -114,3 +118,33 @@ class Validation:
                 )  # fmt: skip
                 losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
         return losses
+
+
+class Judging:
+    """Metrics of the first EMA in training, as `evaluate` computes them on a finished run.
+
+    InputError at once where they could not be: nobody wants to hear of it after the first day.
+    """
+
+    def __init__(self, run: Run, spec: Spec, out: Path, device: torch.device) -> None:
+        self.run, self.spec, self.out, self.device = run, spec, out, device
+        self.plan = plan_of(run.evaluate, dtype=run.train.precision, batch=run.train.at_once)
+        if not run.evaluate.every:
+            return
+        check(run, spec, self.plan)
+        if any(metric.score in GENERATED for metric in parse_metrics(self.plan.metrics)):
+            extractor = open_extractor(self.plan.extractor, device)
+            enough(self.plan, extractor, len(open_split(run, self.plan)))
+
+    def __call__(self, model: nn.Module, ema: EMA, images: int) -> dict[str, float]:
+        """Every score and the ends of its interval, by name."""
+        # What an interruption leaves is used on resume; what is finished is worth nothing more.
+        work = self.out / "evaluating"
+        with Borrowed(model, ema):
+            trained = Trained(self.run, self.spec, model, self.device)
+            trained.origin = Origin(self.out, images, self.run.train.ema[0])
+            found = judge(trained, self.plan, work, self.out.parent / "references").scores
+        shutil.rmtree(work, ignore_errors=True)
+        ends = {f"{name}_{end}": getattr(score, end) for name, score in found.items()
+                for end in ("low", "high")}  # fmt: skip
+        return {name: score.value for name, score in found.items()} | ends

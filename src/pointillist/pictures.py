@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -24,6 +25,11 @@ def flat(x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c h w"]:
     if x.dim() == 3:
         return x[:, :, None]
     return x if x.dim() == 4 else x[:, :, x.shape[2] // 2]
+
+
+def levels(x: Float[Tensor, "b c *space"]) -> UInt8[Tensor, "b c h w"]:
+    """States as the 8-bit pictures that a file would hold; metrics see nothing finer."""
+    return torch.from_numpy(to_bytes(flat(x))).permute(0, 3, 1, 2)
 
 
 def contact_sheet(

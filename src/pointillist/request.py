@@ -37,14 +37,17 @@ class Samples(NamedTuple):
     nfe: int
 
 
-def labels_of(label: Any, count: int, classes: tuple[str, ...]) -> Int[Tensor, " b"] | None:
-    """A class for each of `count` pictures: the one asked for, or all in turn; None without any."""
+def labels_of(
+    label: Any, numbers: Int[Tensor, " b"], classes: tuple[str, ...]
+) -> Int[Tensor, " b"] | None:
+    """A class for each picture: the one asked for, or by its number all in turn; None without."""
+    count = numbers.shape[0]
     if not classes:
         if label is not None:
             raise InputError(f"label is {label}, but this model has no labels; leave it out")
         return None
     if label is None:
-        return torch.arange(count) % len(classes)
+        return numbers % len(classes)
     wanted: Sequence[Any] = label if isinstance(label, tuple) else (label,) * count
     if len(wanted) != count:
         raise InputError(f"{len(wanted)} labels for {count} pictures; give one for each")

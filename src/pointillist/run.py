@@ -24,7 +24,7 @@ from pointillist.guidance import label_number
 from pointillist.losses import LossConfig
 from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
-from pointillist.settings import SampleConfig, TrainConfig
+from pointillist.settings import EvaluateConfig, SampleConfig, TrainConfig
 from pointillist.strict_yaml import parse_yaml
 from pointillist.tasks import GenerateConfig, HintsConfig, Task
 from pointillist.types import InputError, Spec, config
@@ -46,6 +46,7 @@ class Run:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

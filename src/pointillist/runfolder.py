@@ -66,7 +66,8 @@ def check_same(run: Run, spec: Spec, out: Path) -> None:
     # A kind comes first: the fields below it differ because it does.
     fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))
     for field in fields:
-        if before.get(field) != now.get(field) and field not in free:
+        may = field in free or field.startswith("evaluate.")  # which only looks on
+        if before.get(field) != now.get(field) and not may:
             raise InputError(
                 f"{field} is {now.get(field)}, but the run in {out} has {before.get(field)}; "
                 f"resume with the same value or choose another --out"

@@ -86,6 +86,7 @@ class Trained:
         draws: int = 19,
         label: Any = None,
         *,
+        first: int = 0,
         keep: bool = True,
         progress: Callable[[int], None] | None = None,
         **ask: Any,
@@ -93,22 +94,26 @@ class Trained:
         """`draws` pictures for each row of `known`, `draws b c *space`; fields of `Ask` by name.
 
         Draw j of picture i is a function of (seed, i, j) and the request; draw 0 is what `sample`
-        gives. Without `keep` mean and spread are gathered on the way and the draws forgotten.
+        gives. `first` is the number of the first row, for rows that are a part of more. Without
+        `keep` mean and spread are gathered on the way and the draws forgotten.
         `label` is one for all, or one for each picture. `progress` hears of pictures drawn.
         """
-        if draws < 1:
-            raise InputError(f"draws is {draws}; it must be 1 or more")
+        if draws < 1 or first < 0:
+            raise InputError(
+                f"draws is {draws} and first {first}; they are 1 or more and 0 or more"
+            )
         label = tuple(label) if isinstance(label, list) else label
         rows = known.seen if known.seen is not None else known.at
         count = 1 if rows is None else rows.shape[0]
         count = len(label) if count == 1 and isinstance(label, tuple) else count
         request = Ask(**ask)
         seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
-        labels = labels_of(label, count, self.spec.classes)
+        pictures = torch.arange(first, first + count)
+        labels = labels_of(label, pictures, self.spec.classes)
         moments, kept = Moments(), []
         together = max(1, request.batch // count)
-        for first in range(0, draws, together):
-            number = torch.arange(first, min(first + together, draws))
+        for start in range(0, draws, together):
+            number = torch.arange(start, min(start + together, draws))
             some = number.shape[0]
             answer = self.answer(
                 dataclasses.replace(
@@ -120,13 +125,13 @@ class Trained:
                     mask=mask.repeat(some, *[1] * (mask.dim() - 1)),
                 ),
                 # The picture in the lower half of the number, the draw in the upper.
-                numbers=(number[:, None] * 2**32 + torch.arange(count)).flatten(),
+                numbers=(number[:, None] * 2**32 + pictures).flatten(),
             )  # fmt: skip
             x = answer.x.unflatten(0, (some, count))
             moments.add(x)
             kept.extend([x] * keep)
             if progress is not None:
-                progress((first + some) * count)
+                progress((start + some) * count)
         return Posterior(moments, torch.cat(kept) if keep else None, ~mask)
 
     @torch.no_grad()
@@ -141,7 +146,7 @@ class Trained:
     ) -> Samples:
         """Pictures with their labels and the evaluations they cost, those of a guide included.
 
-        `numbers`, one a picture, key the noise in the place of 0, 1, 2, ...
+        `numbers`, one a picture, take the place of 0, 1, 2, ...: so a call goes on from another.
         """
         run = self.run.sample
         if getattr(self.run.model, "learn_sigma", False):
@@ -164,7 +169,8 @@ class Trained:
         steps = run.steps if ask.steps is None else ask.steps
         times = time_grid(steps, run.shift)
         guidance, guide = self._guidance(ask, guide, size)
-        labels = labels_of(ask.label, ask.count, self.spec.classes)
+        numbers = torch.arange(ask.count) if numbers is None else numbers
+        labels = labels_of(ask.label, numbers, self.spec.classes)
         seen = mask = None
         if known is not None:
             seen, mask = on_grid(known, ask.count, self.spec.channels, size)
@@ -172,7 +178,6 @@ class Trained:
             raise InputError(NEVER_WITHOUT)
         if mask is not None and not mask.flatten(1).any(1).all() and self._needs_hints(guide):
             raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
-        numbers = torch.arange(ask.count) if numbers is None else numbers
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))

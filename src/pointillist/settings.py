@@ -1,9 +1,10 @@
-"""How a run is trained and sampled, where neither is a matter of data, task, objective or model."""
+"""How a run is trained, sampled and judged, where that is no matter of data, task or model."""
 
 from pointillist.engine.device import Precision
 from pointillist.engine.ema import WIDEST
 from pointillist.engine.track import TrackerName
 from pointillist.guidance import GuidanceConfig
+from pointillist.metrics.names import parse_metrics
 from pointillist.samplers import SAMPLERS
 from pointillist.types import Count, InputError, config
 
@@ -90,6 +91,38 @@ class SampleConfig:
             raise InputError(f"sample.steps is {self.steps}; a sampler takes at least 1 step")
         if self.shift <= 0:
             raise InputError(f"sample.shift is {self.shift}; it must be above 0")
+
+
+@config
+class EvaluateConfig:
+    """How a run is judged where the caller does not say otherwise.
+
+    `every` so many images training computes `metrics` of its first average, on `count` generated
+    pictures (0: never). Real pictures are the first `reference` of the split's own random order (0,
+    or a metric named `..._full`: all). `draws` reconstructions of every held-out picture with hints
+    at `share`.
+    """
+
+    every: Count = 0
+    metrics: tuple[str, ...] = ("kid",)
+    count: Count = 1000
+    reference: Count = 10_000
+    split: str = "train"
+    extractor: str = "inception"
+    draws: int = 9
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        parse_metrics(self.metrics)
+        for name, least in (("every", 0), ("count", 2), ("reference", 0), ("draws", 2)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"evaluate.{name} is {getattr(self, name)}; it must be {least} or more"
+                )
+        if self.split not in ("train", "test"):
+            raise InputError(f"evaluate.split is {self.split}; it is train or test")
+        if not 0 < self.share < 1:
+            raise InputError(f"evaluate.share is {self.share}; it lies in (0, 1)")
 
 
 def check_sampler(name: str) -> None:

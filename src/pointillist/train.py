@@ -22,7 +22,7 @@ from pointillist.engine.track import Tracks
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.models import Network
-from pointillist.monitor import Grid, Validation
+from pointillist.monitor import Grid, Judging, Validation
 from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
@@ -66,6 +66,7 @@ def _train(
     run.check(source.spec)
     facts = describe(run, source.spec)
     refuse_too_large(run, facts, free_memory(device), str(device))
+    judging = Judging(run, source.spec, out, device)
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
@@ -146,6 +147,12 @@ def _train(
         if snapshot_at(run, state.images):
             pause = time.perf_counter()
             save_snapshot(out, state.images, ema)  # before the checkpoint that vouches for it
+            begun += time.perf_counter() - pause
+        every = run.evaluate.every
+        if every and not stopping and (last or passed(before, state.images, every)):
+            pause = time.perf_counter()
+            event = {"event": "evaluation", "images": state.images}
+            emit({**event, **judging(model, ema, state.images)}, log, report)
             begun += time.perf_counter() - pause
         if due or last:
             pause = time.perf_counter()

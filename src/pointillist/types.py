@@ -110,6 +110,15 @@ def parse_count(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(parse_count)]
 
 
+def parse_size(text: str, name: str = "--size") -> tuple[int, ...]:
+    """`64` or `48x64` as numbers of pixels, height first; InputError names `name`."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{name} is {text}; it is HxW, as 64x48")
+    size = tuple(int(part) for part in parts)
+    return size * 2 if len(size) == 1 else size
+
+
 class Takes(NamedTuple):
     """What a model works on: how many axes, grids or sets of points, which form of observation."""
 

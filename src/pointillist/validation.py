@@ -1,9 +1,10 @@
 """How well a network denoises data it was not trained on, at fixed times and noise."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pointillist.data.loader import to_batch
@@ -45,8 +46,13 @@ def held_out_hints(task: HintsConfig, x: State) -> Bool[Tensor, "b 1 *space"]:
     return task.mask(Draw(0, torch.arange(x.shape[0])), tuple(x.shape[2:]), absent=False)
 
 
+def velocity_loss(*asked: Any, **more: Any) -> list[float]:
+    """The mean over pictures of `velocity_losses`, one number a time."""
+    return velocity_losses(*asked, **more).mean(1).tolist()
+
+
 @torch.no_grad()
-def velocity_loss(
+def velocity_losses(
     network: Network,
     objective: StraightConfig,
     x: Tensor,
@@ -54,13 +60,14 @@ def velocity_loss(
     times: Sequence[float] = TIMES,
     batch: int = 256,
     known: Bool[Tensor, "b 1 *space"] | None = None,
-) -> list[float]:
-    """Mean squared error of the velocity at each time, with the noise fixed for each picture.
+) -> Float[Tensor, "t b"]:
+    """Squared error of the velocity at each time and of each picture, whose noise is fixed.
 
     The clamp of the loss is left out, so the figure compares with any other denoiser's. Where
-    pixels are `known` the network sees them, and the error is that of the others.
+    pixels are `known` the network sees them, and the error is that of the others: of each picture
+    over the mean number of them, so that the mean of all pictures is that of all hidden places.
     """
-    total, places = torch.zeros(len(times), dtype=torch.float64), 0
+    total, places = torch.zeros(len(times), x.shape[0], dtype=torch.float64), 0
     for first in range(0, x.shape[0], batch):
         part = x[first : first + batch].to(network.device)
         index = torch.arange(first, first + part.shape[0])
@@ -76,7 +83,8 @@ def velocity_loss(
             xt = objective.mix(part, eps, t)
             answer = network(*objective.see(xt, t), given).value.float()
             error = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t) - (part - eps)
-            total[i] += (error.double().square().mean(1, keepdim=True) * hidden).sum().cpu()
+            square = error.double().square().mean(1, keepdim=True) * hidden
+            total[i, index] = square.flatten(1).sum(1).cpu()
     if not places:
         raise InputError("every pixel of the held-out pictures is known; leave some hidden")
-    return (total / places).tolist()
+    return total / (places / x.shape[0])

@@ -17,7 +17,8 @@ from pointillist.engine.session import Interrupted
 from pointillist.types import InputError
 
 TrackerName = Literal["tensorboard", "wandb"]
-SHOWN = {"step": "train", "validation": "validation"}  # events, and where their figures appear
+# Events, and where their figures appear.
+SHOWN = {"step": "train", "validation": "validation", "evaluation": "evaluation"}
 
 
 def missing(name: str) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pointillist.metrics.features import Extractor, extract, open_extractor
 from pointillist.metrics.frechet import frechet_distance, frechet_score
-from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean, over_seeds
+from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean, over_seeds, share_score
 from pointillist.metrics.kernel import kernel_distance, kernel_score, subset_distances
 from pointillist.metrics.moments import Moments, MomentSum
 from pointillist.metrics.neighbours import PrecisionRecall, precision_recall
-from pointillist.metrics.pixel import psnr, ssim
+from pointillist.metrics.pixel import lpips, psnr, ssim
 from pointillist.metrics.posterior import coverage, crps
 from pointillist.metrics.reference import reference
 
@@ -23,6 +23,7 @@ METRICS: dict[str, Callable[..., Any]] = {
     "precision_recall": precision_recall,
     "psnr": psnr,
     "ssim": ssim,
+    "lpips": lpips,
     "crps": crps,
     "coverage": coverage,
 }
@@ -30,6 +31,6 @@ METRICS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "METRICS", "Extractor", "MomentSum", "Moments", "PrecisionRecall", "Score", "bootstrap",
     "bootstrap_mean", "coverage", "crps", "extract", "frechet_distance", "frechet_score",
-    "kernel_distance", "kernel_score", "open_extractor", "over_seeds", "precision_recall", "psnr",
-    "reference", "ssim", "subset_distances",
+    "kernel_distance", "kernel_score", "lpips", "open_extractor", "over_seeds", "precision_recall",
+    "psnr", "reference", "share_score", "ssim", "subset_distances",
 ]  # fmt: skip

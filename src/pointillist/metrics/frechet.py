@@ -9,15 +9,18 @@ trace of its root needs no root of an unsymmetric matrix, which loses half of th
 complex where a covariance lacks rank.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pointillist.metrics.interval import Score, counts, percentiles
-from pointillist.metrics.moments import Moments, Rows, as_features, same_width
+from pointillist.metrics.interval import Score, percentiles, resamples
+from pointillist.metrics.moments import Moments, MomentSum, Rows, as_features, same_width
 from pointillist.types import InputError
 
 Set = Rows | Moments
+Portions = Callable[[], Iterable[Rows]]  # features a part at a time, as often as they are asked for
 
 
 def frechet_distance(a: Set, b: Set, *, rank_deficient: bool = False) -> float:
@@ -67,10 +70,13 @@ def filled(values: Float[Tensor, " d"]) -> Bool[Tensor, " d"]:
 
 
 def frechet_score(
-    a: Rows, b: Set,
+    a: Rows | Portions, b: Set | Portions,
     *, level: float = 0.95, replicates: int = 1000, seed: int = 0,
 ) -> Score:  # fmt: skip
-    """The distance and how far it would move with other samples as many; `b` as features or fixed.
+    """The distance and how far it would move with other samples as many.
+
+    Sets come as features, or as portions of them, which are never all in memory; `b` also as
+    `Moments`, which stay as they are in every replicate.
 
     The interval is a percentile bootstrap of the distance made linear in the weight of each sample
     (the infinitesimal jackknife: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans",
@@ -79,21 +85,38 @@ def frechet_score(
     wide. What it covers is the distance expected *at this n*, which is above that of endless
     pictures; the bias is no part of it.
     """
-    ours, theirs = moments_of(a, "a"), moments_of(b, "b")
+    sets = [portions_of(one, name) for one, name in ((a, "a"), (b, "b"))]
+    ours, theirs = (
+        moments_of(one if isinstance(one, Moments) else streamed(one()), name)
+        for one, name in zip(sets, "ab", strict=True)
+    )
     value = frechet_distance(ours, theirs)
-    moved = counts(ours.n, replicates, seed) @ influence(as_features(a, "a"), ours, theirs)
-    moved /= ours.n
-    if not isinstance(b, Moments):
-        features = as_features(b, "b")
-        moved += counts(theirs.n, replicates, seed + 1) @ influence(features, theirs, ours) \
-            / theirs.n  # fmt: skip
+    moved = torch.zeros(replicates, dtype=torch.float64)
+    for number, (one, own, other) in enumerate(((sets[0], ours, theirs), (sets[1], theirs, ours))):
+        if not isinstance(one, Moments):
+            bent = influence(one(), own, other)
+            again = resamples(own.n, replicates, seed + number)
+            moved += torch.cat([bent[chosen].mean(1) for chosen in again])
     low, high = percentiles(value + moved, level)
     return Score(value, max(low, 0.0), high, ours.n)
 
 
-def influence(
-    features: Float[Tensor, "n d"], ours: Moments, theirs: Moments
-) -> Float[Tensor, " n"]:
+def portions_of(given: Set | Portions, name: str) -> Moments | Portions:
+    """Features at hand as one portion; moments and portions as they are."""
+    if isinstance(given, Moments) or callable(given):
+        return given
+    features = as_features(given, name)
+    return lambda: [features]
+
+
+def streamed(portions: Iterable[Rows]) -> Moments:
+    gathered = MomentSum()
+    for features in portions:
+        gathered.add(torch.as_tensor(features))
+    return gathered.moments()
+
+
+def influence(portions: Iterable[Rows], ours: Moments, theirs: Moments) -> Float[Tensor, " n"]:
     """How the distance changes with the weight of each sample; the mean of all is about 0.
 
     d/dC tr (C C_b)^(1/2) = T/2 with T the map that carries one Gaussian to the other,
@@ -103,8 +126,10 @@ def influence(
     values, vectors = torch.linalg.eigh(part.T @ ours.cov @ part)
     kept = filled(values)  # the inverse of the others would be rounding alone
     across = part @ vectors[:, kept] * values[kept] ** -0.25
-    z = features - ours.mean
-    quadratic = z.square().sum(1) - (z @ across).square().sum(1)
-    linear = 2 * z @ (ours.mean - theirs.mean)
-    found = linear + quadratic
-    return found - found.mean()
+    found = []
+    for features in portions:
+        z = torch.as_tensor(features).detach().cpu().double() - ours.mean
+        quadratic = z.square().sum(1) - (z @ across).square().sum(1)
+        found.append(2 * z @ (ours.mean - theirs.mean) + quadratic)
+    every = torch.cat(found)
+    return every - every.mean()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,20 @@ def bootstrap(
     value = statistic(torch.arange(n))
     again = [statistic(row) for chosen in resamples(n, replicates, seed) for row in chosen]
     return Score(value, *percentiles(again, level), n)
+
+
+def share_score(value: float, n: int, *, level: float = 0.95) -> Score:
+    """A share of n samples that each are or are not, and Wilson's interval (JASA 22, 1927).
+
+    Unlike the bootstrap's it does not shrink to nothing at 0 and 1.
+    """
+    check_level(level)
+    if n < 1 or not 0 <= value <= 1:
+        raise InputError(f"{value} is no share of {n} samples; it lies in [0, 1], of 1 or more")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return Score(value, max(middle - half, 0.0), min(middle + half, 1.0), n)
 
 
 def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Score:

@@ -1,4 +1,4 @@
-"""Two pictures against each other, place by place: PSNR and SSIM, one number a picture."""
+"""Two pictures against each other: PSNR and SSIM place by place, LPIPS by features; one number."""
 
 import math
 from typing import Any, Literal
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pointillist.frozen.alexnet import lpips_distance
 from pointillist.types import InputError
 
 
@@ -84,6 +85,22 @@ def ssim(
     above = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
     below = (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
     return (above / below).flatten(1).mean(1)
+
+
+def lpips(a: Any, b: Any, *, data_range: float | None = None) -> Float[Tensor, " b"]:
+    """LPIPS distance on AlexNet, version 0.1 (Zhang et al., 1801.03924); 0 for equal pictures.
+
+    `a` and `b` are `b 3 h w`; values are taken to be centred on 0, those of 8-bit pictures on
+    127.5. Pictures of fewer than 31 pixels an edge are refused.
+    """
+    x, y, data_range = aligned(a, b, data_range)
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise InputError(f"LPIPS got pictures of shape {tuple(x.shape)}; give (b, 3, height, "
+                         f"width)")  # fmt: skip
+    centre = 127.5 if torch.as_tensor(a).dtype == torch.uint8 else 0.0
+    x, y = ((one - centre) * (2 / data_range) for one in (x, y))
+    with torch.no_grad():
+        return lpips_distance(x.float(), y.float())
 
 
 def smooth(x: Float[Tensor, "b c *space"], weight: Float[Tensor, " w"]) -> Tensor:

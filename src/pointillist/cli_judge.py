@@ -1,0 +1,101 @@
+"""Words to verbs, for judging runs: evaluate and compare."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pointillist.cli_words import AsJson, parse_interval
+from pointillist.types import InputError, parse_count, parse_size
+
+judge_app = typer.Typer()
+
+
+@judge_app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    metrics: Annotated[str | None, typer.Option(help="As kid,fid10k_full,velocity.")] = None,
+    count: Annotated[str | None, typer.Option(help="How many pictures, as 5k.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Real pictures; 0 all.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the real ones: train or test.")] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="Of features: inception, pixels, or the path of Inception's file."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="KEY=A,B for ema, guidance, interval, steps, ...")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="Of every picture with hints.")] = None,
+    share: Annotated[float | None, typer.Option(help="Of the pixels that are known.")] = None,
+    at: Annotated[str | None, typer.Option(help="The checkpoint, by its images.")] = None,
+    ema: Annotated[str | None, typer.Option(help="Which average; 0 the raw weights.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Another sampler.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="HxW of the generated; several as 32,64 are swept.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="One seed for all pictures.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures at once.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .json (default RUN/report.json, RUN/sweep.json).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Metrics of a run with intervals, as report.json and a page; --sweep tries combinations."""
+    from pointillist.console import Counting
+    from pointillist.evaluation import evaluate as evaluate_run
+
+    if sizes and "," in sizes:
+        sweep, sizes = [*(sweep or []), f"size={sizes}"], None
+    out = out or run / ("sweep.json" if sweep else "report.json")
+    if out.suffix != ".json":
+        raise InputError(f"--out is {out}; name a .json file, the page is written beside it")
+    names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
+    with Counting(quiet=as_json) as counting:
+        found = evaluate_run(
+            run, out, sweeps=sweep or [], device=device, progress=counting, found=counting.tell,
+            metrics=names, count=_count("count", count), reference=_count("reference", reference),
+            split=split, extractor=extractor, draws=draws, share=share, at=_count("at", at),
+            ema=ema, guidance=guidance, interval=parse_interval(interval), sampler=sampler,
+            steps=steps, size=parse_size(sizes, "--sizes") if sizes else None, seed=seed,
+            dtype=dtype, batch=batch,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(found, default=str))
+    else:
+        print(f"{out} and {out.with_suffix('.html')}")
+
+
+@judge_app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs.")],
+    out: Annotated[Path, typer.Option(help="Folder for table and page.")] = Path("out/compare"),
+    as_json: AsJson = False,
+) -> None:
+    """Evaluated runs side by side: quality, pictures a second, memory, parameters."""
+    from pointillist.evaluation import compare as compare_runs
+
+    rows = compare_runs(runs, out)
+    if as_json:
+        print(json.dumps([row.as_json() for row in rows]))
+        return
+    for row in rows:
+        figures = "  ".join(f"{name} {score.value:.4g}" for name, score in row.metrics.items())
+        speed = f"{row.drawn_per_second:.1f} pictures/s  " if row.drawn_per_second else ""
+        print(f"{row.name:<24} {figures}  {speed}{row.parameters / 1e6:.2f} M parameters")
+    print(f"{out / 'compare.json'} and {out / 'compare.html'}")
+
+
+def _count(name: str, text: str | None) -> int | None:
+    """A count such as 5k."""
+    if text is None:
+        return None
+    value: Any = parse_count(text)
+    if not isinstance(value, int):
+        raise InputError(f"--{name} is {text}; it is a number such as 5k")
+    return value

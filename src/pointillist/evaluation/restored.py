@@ -1,0 +1,150 @@
+"""The sparse protocol: held-out pictures from a few known pixels, judged where nothing was known.
+
+Masks come from `numpy.random.default_rng(1000 + index)`, its `permutation(cells)[:k]` with
+k = round(share cells) in row-major order; outputs are clipped to [-1, 1]; PSNR is taken over the
+hidden pixels of each picture and then averaged.
+"""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pointillist.data.source import Source
+from pointillist.evaluation.generated import Progress
+from pointillist.evaluation.parts import Parts
+from pointillist.evaluation.plan import Plan
+from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean
+from pointillist.metrics.names import Metric
+from pointillist.metrics.pixel import lpips, psnr, ssim
+from pointillist.metrics.posterior import (
+    Reliability,
+    covered_at,
+    crps_at,
+    levels_of,
+    rank_histogram,
+    reliability,
+    spread_and_error_at,
+)
+from pointillist.sample import Trained
+from pointillist.types import Given, InputError
+from pointillist.validation import held_out
+
+FIRST_MASK = 1000
+PORTION = 25  # pictures to a part
+SHOWN = 8
+
+
+class Restored(NamedTuple):
+    """One number a picture for every score, the first pictures, and how fast they were drawn."""
+
+    values: dict[str, Float[Tensor, " n"]]
+    shown: Float[Tensor, "k 4 c *space"]  # what was known, one draw, the mean, the truth
+    ranks: list[float]  # of the truth among the draws, as `rank_histogram` counts them
+    reliability: Reliability
+    drawn_per_second: float
+
+
+def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tensor, "*space"]:
+    """Which pixels of held-out picture `index` are known."""
+    cells = int(np.prod(size))
+    mask = np.zeros(cells, dtype=bool)
+    order = np.random.default_rng(FIRST_MASK + index).permutation(cells)
+    mask[order[: round(share * cells)]] = True
+    return torch.from_numpy(mask).view(size)
+
+
+def restore(
+    trained: Trained, test: Source, plan: Plan, folder: Path, progress: Progress
+) -> Restored:
+    """`plan.draws` reconstructions of each of the first `plan.count` held-out pictures, judged."""
+    count = min(plan.count, len(test))
+    x, label = held_out(test, count)
+    size = tuple(x.shape[2:])
+    mask = torch.stack([protocol_mask(i, size, plan.share) for i in range(count)])[:, None]
+
+    def make(first: int, number: int) -> dict[str, Tensor]:
+        part, begun = slice(first, first + number), time.perf_counter()
+        draws = trained.posterior(
+            Given(seen=x[part], mask=mask[part]), plan.draws,
+            None if label is None else tuple(label[part].tolist()), first=first, **plan.options,
+        ).draws.clamp(-1, 1)  # fmt: skip
+        seconds = torch.tensor([time.perf_counter() - begun])
+        seen = torch.where(mask[part], x[part], 0)
+        shown = torch.stack((seen, draws[0], draws.mean(0), x[part]), 1)[: max(SHOWN - first, 0)]
+        found = {f"of.{name}": v for name, v in judge(draws, x[part], ~mask[part]).items()}
+        hidden = ~mask[part].expand_as(x[part])
+        ranks = torch.tensor([rank_histogram(draws, x[part], hidden)])
+        inside = reliability(draws, x[part], hidden)
+        observed = torch.tensor([[inside.places, *inside.observed]], dtype=torch.float64)
+        return {**found, "seconds": seconds, "shown": shown, "ranks": ranks, "observed": observed}
+
+    parts = Parts(folder, PORTION)
+    parts.fill(count, make, lambda n: progress("reconstructions", n, count))
+    names = [name for name in next(parts.each(count)) if name.startswith("of.")]
+    values = {name.removeprefix("of."): parts.all(name, count) for name in names}
+    seconds = float(parts.all("seconds", count).sum())
+    places, *inside = parts.all("observed", count).T
+    observed = [float((places * share).sum() / places.sum()) for share in inside]
+    return Restored(
+        values, parts.all("shown", count), parts.all("ranks", count).sum(0).tolist(),
+        Reliability(levels_of(plan.draws)[::-1], observed, plan.draws, int(places.sum())),
+        count * plan.draws / seconds,
+    )  # fmt: skip
+
+
+def judge(
+    draws: Float[Tensor, "k b c *space"],
+    truth: Float[Tensor, "b c *space"],
+    hidden: Bool[Tensor, "b 1 *space"],
+) -> dict[str, Float[Tensor, " b"]]:
+    """Scores of each picture: the mean of the draws by its error, the draws by their spread.
+
+    `coverage` is that of the widest interval K draws have, (K - 1)/(K + 1).
+    """
+    mean, level = draws.mean(0), levels_of(draws.shape[0])[0]
+    where = hidden.expand_as(truth)
+    spread, error = spread_and_error_at(draws, truth, where)
+    found = {
+        "psnr": psnr(mean, truth, data_range=2.0, mask=hidden),
+        "psnr_whole": psnr(mean, truth, data_range=2.0),
+        "psnr_draw": psnr(draws[0], truth, data_range=2.0, mask=hidden),
+        "crps": of_each(crps_at(draws, truth, where)),
+        "coverage": of_each(covered_at(draws, truth, level, where)),
+        "spread": of_each(spread),
+        "error": of_each(error),
+    }
+    if truth.dim() == 4:
+        found["ssim"] = ssim(mean, truth, data_range=2.0)
+        if truth.shape[1] == 3:
+            found["lpips"] = lpips(mean, truth, data_range=2.0)
+    return {name: value.double() for name, value in found.items()}
+
+
+def of_each(places: Float[Tensor, "b c *space"]) -> Float[Tensor, " b"]:
+    """The mean over the places of each picture that count."""
+    return places.double().flatten(1).nanmean(1)
+
+
+def scores(asked: tuple[Metric, ...], found: dict[str, Tensor]) -> dict[str, Score]:
+    """Means over pictures with their bootstrap intervals; the ratio from its two sums."""
+    made: dict[str, Score] = {}
+    for metric in asked:
+        if metric.score == "spread_error":
+            spread, error = found["spread"], found["error"]
+
+            def ratio(rows: Tensor, spread: Tensor = spread, error: Tensor = error) -> float:
+                return float((spread[rows].sum() / error[rows].sum()).sqrt())
+
+            made[metric.name] = bootstrap(ratio, spread.shape[0])
+        elif metric.score in found:
+            made[metric.name] = bootstrap_mean(found[metric.score])
+        else:
+            raise InputError(
+                f"metric {metric.name} is of colour pictures, which these are not; ask for others"
+            )
+    return made
