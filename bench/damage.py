@@ -54,7 +54,9 @@ def main(name: str = "inception", count: str = "500", path: str = "data/cifar10"
     damaged = {"none": clean}
     damaged |= {f"blur {s}": blurred(clean, s) for s in BLURS}
     damaged |= {f"noise {s}": noisy(clean, s) for s in NOISES}
-    scores = {how: kernel_score(rows(pictures), real)._asdict() for how, pictures in damaged.items()}
+    scores = {
+        how: kernel_score(rows(pictures), real)._asdict() for how, pictures in damaged.items()
+    }
     seconds = time.perf_counter() - begun
     value = {how: score["value"] for how, score in scores.items()}
     record(f"damage-{name}", {

@@ -41,8 +41,8 @@ class Extractor:
     compute: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
-    def __call__(self, pictures: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Features in float32 on the CPU; a single channel is shown as three equal ones."""
+    def __call__(self, pictures: Tensor) -> Float[Tensor, "b d"]:
+        """Features of 8-bit `b c h w`, in float32 on the CPU; grey is shown as three channels."""
         if pictures.dtype != torch.uint8 or pictures.dim() != 4 or 0 in pictures.shape:
             raise InputError(
                 f"{self.name} got {str(pictures.dtype).removeprefix('torch.')} of shape "
@@ -144,7 +144,7 @@ class Features(NamedTuple):
 
 
 def extract(
-    extractor: Extractor, batches: Iterable[UInt8[Tensor, "b c h w"]], keep: bool = True
+    extractor: Extractor, batches: Iterable[UInt8[Tensor, "_b _c _h _w"]], keep: bool = True
 ) -> Features:
     """Features of all batches; with `keep=False` memory does not grow with their number."""
     gathered, rows = MomentSum(), []
