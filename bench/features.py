@@ -2,9 +2,9 @@
 
     python bench/features.py [EXTRACTOR ...]      by default pixels, alexnet and inception
 
-Random pictures of 32 x 32, one thread, every extractor in a process of its own. The peak is what the
-process ever held, after 200 pictures and again after 800; features go into moments and are dropped.
-alexnet is the teacher of alignment on 8 x 8 tokens, the mean over which is taken.
+Random pictures of 32 x 32, one thread, every extractor in a process of its own. The peak is what
+the process ever held, after 200 pictures and again after 800; features go into moments and are
+dropped. alexnet is the teacher of alignment on 8 x 8 tokens, the mean over which is taken.
 """
 
 import json
