@@ -89,15 +89,15 @@ class MomentSum:
         count = batch.shape[0]
         if count == 0:
             return
-        mean = batch.mean(0)
-        centred = batch - mean
-        scatter = centred.T @ centred
         if self.n == 0:
-            self.n, self.mean, self.scatter = count, mean, scatter
-            return
+            d = batch.shape[1]
+            self.mean, self.scatter = batch.new_zeros(d), batch.new_zeros(d, d)
         same_width(self.mean.shape[0], batch.shape[1])
-        shift, total = mean - self.mean, self.n + count
-        self.scatter += scatter + torch.outer(shift, shift) * (self.n * count / total)
+        mean = batch.mean(0)
+        centred, shift, total = batch - mean, mean - self.mean, self.n + count
+        # In place: another d x d for every term would be most of the memory.
+        self.scatter.addmm_(centred.T, centred)
+        self.scatter.addr_(shift, shift, alpha=self.n * count / total)
         self.mean = self.mean + shift * (count / total)
         self.n = total
 
