@@ -2,102 +2,53 @@
 
     python bench/fid_train_test.py [EXTRACTOR] [COUNT] [DATA] [FOLDER]
 
-The first COUNT of each split. Features are kept in FOLDER in pieces of 250 pictures, so that an
-interrupted run goes on where it was; at the end FOLDER/train and FOLDER/test hold the statistics
-and the features of all, in the form that `pointillist.metrics.reference` reads. Inception makes
-about 5 pictures a second on one core, and there are 2 x COUNT of them.
+COUNT of each split in an order that belongs to it. Statistics and features stay in FOLDER, where
+`evaluate` finds them for runs beside it; an interrupted call goes on where it was.
 """
 
 import sys
-import time
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
 from record import record
-from torch import Tensor
 
 from pointillist.data.cifar10 import CIFAR10Config
-from pointillist.engine import checkpoint
+from pointillist.evaluation import Plan
+from pointillist.evaluation.generated import real_features
 from pointillist.metrics import (
-    Extractor,
-    Moments,
-    Score,
     frechet_score,
     kernel_score,
     open_extractor,
     precision_recall,
 )
-from pointillist.metrics.features import Features
-from pointillist.metrics.reference import ReferenceFacts, check_same, load, save
 from pointillist.types import InputError
 
-PIECE, BATCH = 250, 50
 
-
-def piece(folder: Path, extractor: Extractor, pictures: Tensor, facts: dict[str, Any]) -> Tensor:
-    """Features of one piece, from the disk where they are there and of the same pictures."""
-    if folder.exists():
-        kept = checkpoint.facts_of(folder).get("piece")
-        if kept != facts:
-            raise InputError(f"{folder} holds features of {kept}, not of {facts}; delete it")
-        return checkpoint.load(folder, "features")["rows"]
-    rows = torch.cat([extractor(part) for part in pictures.split(BATCH)])
-    checkpoint.save(folder, {"features": {"rows": rows}}, {"piece": facts})
-    return rows
-
-
-def features(
-    folder: Path, extractor: Extractor, data: CIFAR10Config, split: Literal["train", "test"], n: int
-) -> Features:
-    source = data.open(split)
-    if not 2 <= n <= len(source.x):
-        raise InputError(f"COUNT {n} is not in 2 to {len(source.x)}, the pictures of {split}")
-    facts = ReferenceFacts.of(extractor, source.spec.fingerprint, split, n)
-    if (folder / split).exists():
-        check_same(folder / split, facts)
-        found = load(folder / split)
-        if found.rows is not None:
-            return found
-    rows, made, seconds = [], 0, 0.0
-    for first in range(0, n, PIECE):
-        part = source.x[first : min(first + PIECE, n)]
-        about = facts.as_dict() | {"first": first, "count": len(part)}
-        place = folder / "pieces" / f"{split}-{first:06d}-{len(part)}"
-        fresh, begun = not place.exists(), time.perf_counter()
-        rows.append(piece(place, extractor, part, about))
-        if fresh:  # what an earlier call made says nothing about the time left
-            made, seconds = made + len(part), seconds + time.perf_counter() - begun
-            done, speed = first + len(part), made / seconds
-            left = (n - done) / speed / 60
-            print(f"{split}: {done} of {n} pictures, {speed:.1f} img/s, {left:.0f} min left",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    joined = torch.cat(rows)
-    found = Features(Moments.of(joined), joined)
-    save(folder / split, facts, found)
-    return found
+def show(what: str, done: int, of: int) -> None:
+    if done % 1024 < 64:
+        print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
 
 
 def main(
     name: str = "inception", count: str = "10000", path: str = "data/cifar10",
-    folder: str = "out/fid-train-test",
+    folder: str = "runs/references",
 ) -> None:  # fmt: skip
-    n, extractor, place = int(count), open_extractor(name), Path(folder) / f"{name}-{count}"
-    data = CIFAR10Config(path=path)
-    train = features(place, extractor, data, "train", n)
-    test = features(place, extractor, data, "test", n)
-    assert train.rows is not None and test.rows is not None
-    scores: dict[str, Score | None] = {
-        # Below that the covariances lack rank, and the distance is refused.
-        "frechet_distance": frechet_score(train.rows, test.rows) if n > extractor.dim else None,
-        "kernel_distance": kernel_score(train.rows, test.rows),
-    }
+    extractor, data = open_extractor(name), CIFAR10Config(path=path)
+    sets = {split: data.open(split) for split in ("train", "test")}
+    rows = {}
+    for split, source in sets.items():
+        plan = Plan(split=split, reference=int(count))
+        found = real_features(source, plan, extractor, Path(folder), show, full=False, keep=True)
+        rows[split] = found.rows
+    n = len(rows["test"])
+    # Below that the covariances lack rank, and the distance is refused.
+    frechet = frechet_score(rows["train"], rows["test"])._asdict() if n > extractor.dim else None
     record(f"train-test-{name}-{n}", {
         "extractor": extractor.name, "digest": extractor.digest, "resize": extractor.resize,
         "pictures": n,
-        "fingerprints": {split: data.open(split).spec.fingerprint for split in ("train", "test")},
-        **{what: score and score._asdict() for what, score in scores.items()},
-        "precision_recall": precision_recall(train.rows, test.rows)._asdict(),
+        "fingerprints": {split: source.spec.fingerprint for split, source in sets.items()},
+        "frechet_distance": frechet,
+        "kernel_distance": kernel_score(rows["train"], rows["test"])._asdict(),
+        "precision_recall": precision_recall(rows["train"], rows["test"])._asdict(),
     })  # fmt: skip
 
 
