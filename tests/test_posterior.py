@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointillist.metrics.posterior import levels_of
-from pointillist.posterior import Moments, Posterior
+from pointillist.posterior import Posterior, RunningMoments
 from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.types import Given, InputError
@@ -18,7 +18,7 @@ from pointillist.types import Given, InputError
 def test_streamed_moments_equal_those_of_the_whole(groups, offset):
     number = sum(groups)
     draws = torch.randn(number, 2, 3, generator=torch.manual_seed(number)).double() + offset
-    moments = Moments()
+    moments = RunningMoments()
     for part in draws.split(groups):
         moments.add(part)
     assert moments.count == number
@@ -29,7 +29,7 @@ def test_streamed_moments_equal_those_of_the_whole(groups, offset):
 
 def test_a_large_mean_does_not_eat_a_small_spread():
     draws = 1e4 + 1e-2 * torch.randn(40, 500, generator=torch.manual_seed(0)).double()
-    moments = Moments()
+    moments = RunningMoments()
     for one in draws:
         moments.add(one[None])
     torch.testing.assert_close(Posterior(moments).std, draws.std(0), rtol=1e-6, atol=0)
@@ -66,7 +66,7 @@ def test_only_hidden_places_are_judged_unless_told_otherwise():
     assert post.crps(truth, torch.ones(1).bool()) == whole.crps(truth)
 
 
-MOMENTS = Posterior(Moments().add(torch.zeros(9, 2)))
+MOMENTS = Posterior(RunningMoments().add(torch.zeros(9, 2)))
 DRAWS = Posterior.of(torch.zeros(9, 2))
 
 
@@ -81,7 +81,7 @@ DRAWS = Posterior.of(torch.zeros(9, 2))
      (lambda: DRAWS.quantile(float("nan")), "quantile is nan"),
      (lambda: Posterior.of(torch.zeros(1, 2)).std, "the spread of 1 draw is not known"),
      (lambda: Posterior.of(torch.zeros(0, 2)), "draws is 0; a posterior needs 1"),
-     (lambda: Moments().add(torch.zeros(1, 2)).add(torch.zeros(1, 3)), "give one shape")],
+     (lambda: RunningMoments().add(torch.zeros(1, 2)).add(torch.zeros(1, 3)), "give one shape")],
 )  # fmt: skip
 def test_what_the_draws_do_not_say_is_refused(ask, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -91,7 +91,7 @@ def test_what_the_draws_do_not_say_is_refused(ask, message):
 
 def test_moments_alone_have_mean_and_spread_in_the_draws_precision():
     draws = torch.randn(5, 3)
-    post = Posterior(Moments().add(draws))
+    post = Posterior(RunningMoments().add(draws))
     assert post.mean.dtype == post.std.dtype == torch.float32
     torch.testing.assert_close(post.mean, draws.mean(0))
     torch.testing.assert_close(post.std, draws.std(0))

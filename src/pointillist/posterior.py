@@ -7,7 +7,7 @@ from pointillist.metrics.posterior import Values, coverage, crps, interval, leve
 from pointillist.types import InputError
 
 
-class Moments:
+class RunningMoments:
     """Mean and variance of draws that come a few at a time and are not kept; float64 inside.
 
     Groups merge by Chan, Golub and LeVeque's update (1979; Welford's for groups of one), so a
@@ -18,7 +18,7 @@ class Moments:
         self.count, self.dtype = 0, torch.float64
         self.mean = self._squares = torch.zeros((), dtype=torch.float64)
 
-    def add(self, draws: Tensor) -> "Moments":
+    def add(self, draws: Tensor) -> "RunningMoments":
         """Take in draws, `k *shape`; any k, the same shape each time."""
         if self.count and self.mean.shape != draws.shape[1:]:
             raise InputError(f"draws of shape {tuple(draws.shape[1:])} do not go with earlier ones "
@@ -51,7 +51,7 @@ class Posterior:
     """
 
     def __init__(
-        self, moments: Moments, draws: Tensor | None = None, hidden: Tensor | None = None
+        self, moments: RunningMoments, draws: Tensor | None = None, hidden: Tensor | None = None
     ) -> None:
         if not moments.count:
             raise InputError("draws is 0; a posterior needs 1 or more")
@@ -60,7 +60,7 @@ class Posterior:
     @classmethod
     def of(cls, draws: Tensor, hidden: Tensor | None = None) -> "Posterior":
         """The posterior of draws at hand, members on axis 0."""
-        return cls(Moments().add(draws), draws, hidden)
+        return cls(RunningMoments().add(draws), draws, hidden)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.moments.mean.shape))

@@ -21,7 +21,7 @@ from pointillist.guidance import (
 )
 from pointillist.known import on_grid
 from pointillist.models import Network
-from pointillist.posterior import Moments, Posterior
+from pointillist.posterior import Posterior, RunningMoments
 from pointillist.request import Ask, Samples, labels_of
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
@@ -110,7 +110,7 @@ class Trained:
         seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
-        moments, kept = Moments(), []
+        moments, kept = RunningMoments(), []
         together = max(1, request.batch // count)
         for start in range(0, draws, together):
             number = torch.arange(start, min(start + together, draws))
