@@ -70,10 +70,13 @@ class Given(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A network's answer; `hidden` holds one tensor for each place the caller taps."""
+    """A network's answer; `hidden` are the tokens behind each block that the caller taps.
+
+    They lie on the grid of their places; tokens without a place, as of the class, are left out.
+    """
 
     value: Float[Tensor, "b o *space"]
-    hidden: tuple[Tensor, ...] = ()
+    hidden: tuple[Float[Tensor, "b d *grid"], ...] = ()
 
 
 class Estimate(NamedTuple):
@@ -120,11 +123,15 @@ def parse_size(text: str, name: str = "--size") -> tuple[int, ...]:
 
 
 class Takes(NamedTuple):
-    """What a model works on: how many axes, grids or sets of points, which form of observation."""
+    """What a model works on: how many axes, grids or sets of points, which form of observation.
+
+    `taps`: the blocks 1, ..., taps whose tokens of width `config.width` its forward gives away.
+    """
 
     axes: tuple[int, ...] = (2,)
     sets: bool = False  # True: the state is `b c k` at `where`; grids are flattened at the door
     observations: Literal["none", "gridded", "scattered"] = "none"
+    taps: int = 0
 
 
 @config

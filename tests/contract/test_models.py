@@ -94,6 +94,30 @@ def test_another_size_than_the_trained_one_is_answered(config, size):
     assert network(x, t, given).value.shape == x.shape
 
 
+@every
+def test_the_tokens_behind_every_block_can_be_had_and_change_nothing(config, size):
+    network = Network(toy(config, size))
+    x, t, given = asked(size)
+    plain, tapped = network(x, t, given), network(x, t, given, taps=(1, 2))
+    assert not plain.hidden and torch.equal(plain.value, tapped.value)
+    assert network.takes.taps == TOY["depth"] == len(tapped.hidden)
+    for tokens in tapped.hidden:
+        assert tokens.shape == (3, TOY["width"], *(n // TOY["patch_size"] for n in size))
+    (last,) = network(x, t, given, taps=(2,)).hidden
+    assert torch.equal(last, tapped.hidden[1]) and not torch.equal(last, tapped.hidden[0])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_tapped_tokens_lie_where_their_patches_lie(config):
+    """Noise in one patch moves the token of that patch most, on a grid that is not square."""
+    network, size = Network(toy(config, (8, 12))), (8, 12)
+    x, t, given = asked(size, 1)
+    other = x.clone()
+    other[..., 4:, 8:] += 5
+    before, after = (network(v, t, given, taps=(1,)).hidden[0] for v in (x, other))
+    assert int((after - before).square().sum(1).argmax()) == 5
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_model_without_classes_needs_no_label(config):
     network = Network(toy(config, (8, 8), classes=0))

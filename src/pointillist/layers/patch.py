@@ -1,5 +1,7 @@
 """Grids to tokens and back, for one, two or three axes."""
 
+import math
+
 from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -40,6 +42,11 @@ def unpatchify(
     sizes = dict(zip(cells.split(), patch_grid(size, p), strict=True))
     sizes |= dict.fromkeys(within.split(), p)
     return rearrange(tokens, f"b ({cells}) ({within} o) -> b o {grid}", **sizes)
+
+
+def on_grid(tokens: Float[Tensor, "b m d"], grid: tuple[int, ...]) -> Float[Tensor, "b d *grid"]:
+    """The last tokens of a sequence, which are those of the patches, where they lie."""
+    return tokens[:, -math.prod(grid) :].mT.unflatten(2, grid)
 
 
 def pixels(x: Shaped[Tensor, "b c *space"], p: int, edge: int) -> Shaped[Tensor, "b n m c"]:

@@ -18,7 +18,7 @@ from pointillist.layers.fused import Fused
 from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
-from pointillist.layers.patch import patch_grid, patchify, unpatchify
+from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
 
 
@@ -84,7 +84,9 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if config.hints else "none")
+        self.takes = Takes(
+            axes=(1, 2, 3), observations="gridded" if config.hints else "none", taps=config.depth
+        )
         p, d = config.patch_size, config.width
         self.trained = patch_grid(spec.size, p)
         cells = p ** len(spec.size)
@@ -129,20 +131,27 @@ class DiT(nn.Module):
         return Context(label, place)
 
     def forward(
-        self, xt: State, t: Time, given: Given, context: Context | None = None
+        self,
+        xt: State,
+        t: Time,
+        given: Given,
+        context: Context | None = None,
+        taps: tuple[int, ...] = (),
     ) -> Prediction:
-        size = tuple(xt.shape[2:])
+        size, hidden = tuple(xt.shape[2:]), []
         context = self.condition(given, size) if context is None else context
         c = self.time(t) if context.label is None else self.time(t) + context.label
         c = F.silu(c)
 
         x = self.patch(patchify(xt, self.config.patch_size)) + context.place
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
             x = block(x, c)
+            if number in taps:
+                hidden.append(on_grid(x, patch_grid(size, self.config.patch_size)))
 
         shift, scale = self.modulation(c).chunk(2, -1)
         x = self.head(modulate(self.norm(x), shift, scale))
-        return Prediction(unpatchify(x, self.config.patch_size, size))
+        return Prediction(unpatchify(x, self.config.patch_size, size), tuple(hidden))
 
 
 PUBLISHED = (

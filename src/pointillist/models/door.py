@@ -88,11 +88,21 @@ class Network:
         batch = next((v.shape[0] for v in given if isinstance(v, Tensor)), 1)
         return self.model.condition(self._admit(given, size, batch), size)  # type: ignore[operator]
 
-    def __call__(self, xt: State, t: Time, given: Given, context: Any = None) -> Prediction:
+    def __call__(
+        self,
+        xt: State,
+        t: Time,
+        given: Given,
+        context: Any = None,
+        taps: tuple[int, ...] = (),
+    ) -> Prediction:
+        """The model's answer, and the tokens behind the blocks `taps`, counted from 1."""
         size = tuple(xt.shape[2:])
+        # A model that gives nothing away is not asked to.
+        tapped = {"taps": taps} if taps else {}
         if context is None:  # a context already holds what `given` says in the model's own form
             given = self._admit(given, size, xt.shape[0])
         if not self.takes.sets or xt.dim() == 3:
-            return self.model(xt, t, given, context)
-        flat = self.model(xt.flatten(2), t, given, context)
+            return self.model(xt, t, given, context, **tapped)
+        flat = self.model(xt.flatten(2), t, given, context, **tapped)
         return flat._replace(value=flat.value.unflatten(2, size))

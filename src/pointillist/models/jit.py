@@ -19,7 +19,7 @@ from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
 from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulated_norm
-from pointillist.layers.patch import patch_grid, patchify, unpatchify
+from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
 from pointillist.layers.rope import Rotation, rope
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
 
@@ -83,7 +83,9 @@ class JiT(nn.Module):
     def __init__(self, config: JiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if config.hints else "none")
+        self.takes = Takes(
+            axes=(1, 2, 3), observations="gridded" if config.hints else "none", taps=config.depth
+        )
         p, d, depth = config.patch_size, config.width, config.depth
         self.trained = patch_grid(spec.size, p)
         cells = spec.channels * p ** len(spec.size)
@@ -144,9 +146,14 @@ class JiT(nn.Module):
         return Context(label, tokens, place, turn[c.context_tokens :], turn)
 
     def forward(
-        self, xt: State, t: Time, given: Given, context: Context | None = None
+        self,
+        xt: State,
+        t: Time,
+        given: Given,
+        context: Context | None = None,
+        taps: tuple[int, ...] = (),
     ) -> Prediction:
-        size = tuple(xt.shape[2:])
+        size, hidden = tuple(xt.shape[2:]), []
         context = self.condition(given, size) if context is None else context
         c = self.time(t) if context.label is None else self.time(t) + context.label
         c = F.silu(c)
@@ -158,12 +165,14 @@ class JiT(nn.Module):
                 x = torch.cat((context.tokens.expand(x.shape[0], -1, -1), x), 1)
                 rotation = context.rotation_with_tokens
             x = block(x, c, rotation)
+            if i + 1 in taps:
+                hidden.append(on_grid(x, patch_grid(size, self.config.patch_size)))
         if context.tokens is not None:
             x = x[:, context.tokens.shape[1] :]
 
         shift, scale = self.modulation(c).chunk(2, -1)
         x = self.head(modulated_norm(self.norm, x, shift, scale))
-        return Prediction(unpatchify(x, self.config.patch_size, size))
+        return Prediction(unpatchify(x, self.config.patch_size, size), tuple(hidden))
 
 
 PUBLISHED = (

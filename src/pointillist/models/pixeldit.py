@@ -21,7 +21,7 @@ from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
 from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
-from pointillist.layers.patch import patch_grid, patchify, pixels, unpixels
+from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
 from pointillist.models.pixel_path import HintModulation, PixelBlock, PixelHint, again
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
@@ -145,7 +145,9 @@ class PixelDiT(nn.Module):
         self.config, self.spec = config, spec
         c, p, d, e = config, config.patch_size, config.width, config.pixel_width
         axes, channels = len(spec.size), spec.channels
-        self.takes = Takes(axes=(1, 2, 3), observations="gridded" if c.hints else "none")
+        self.takes = Takes(
+            axes=(1, 2, 3), observations="gridded" if c.hints else "none", taps=c.depth
+        )
         self.trained = patch_grid(spec.size, p)
         cells = p**axes
         self.patch = nn.Linear(channels * cells, d)
@@ -236,9 +238,14 @@ class PixelDiT(nn.Module):
         return pixels(turn, c.patch_size // c.block, 1).flatten(0, 2)
 
     def forward(
-        self, xt: State, t: Time, given: Given, context: Context | None = None
+        self,
+        xt: State,
+        t: Time,
+        given: Given,
+        context: Context | None = None,
+        taps: tuple[int, ...] = (),
     ) -> Prediction:
-        size, c = tuple(xt.shape[2:]), self.config
+        size, c, hidden = tuple(xt.shape[2:]), self.config, []
         context = self.condition(given, size) if context is None else context
         time = self.time(t)
         steer = F.silu(time if context.label is None else time + context.label)
@@ -253,6 +260,8 @@ class PixelDiT(nn.Module):
                 s = torch.cat((context.tokens.expand(s.shape[0], -1, -1), s), 1)
                 rotation = context.rotation_with_tokens
             s = block(s, steer, rotation)
+            if i + 1 in taps:
+                hidden.append(on_grid(s, patch_grid(size, c.patch_size)))
         if context.tokens is not None:
             s = s[:, context.tokens.shape[1] :]
         if c.condition_time:
@@ -267,7 +276,7 @@ class PixelDiT(nn.Module):
         for block in self.pixel_blocks:
             x = block(x, s, context.pixel_rotation, context.pixel_hint)
         x = again(self._last, x) if c.recompute else self._last(x)
-        return Prediction(unpixels(x, c.patch_size, c.block, size))
+        return Prediction(unpixels(x, c.patch_size, c.block, size), tuple(hidden))
 
     def _last(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))
