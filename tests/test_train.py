@@ -216,8 +216,8 @@ def test_other_numbers_of_workers_resume_the_same_run(tmp_path, monkeypatch, wor
 def test_steps_skipped_before_and_after_a_stop_are_counted_in_a_row(tmp_path, monkeypatch):
     backward = train_module.backward
 
-    def bad(run, network, batch, device, micro_batch=0):
-        terms = backward(run, network, batch, device, micro_batch)
+    def bad(run, network, batch, device, micro_batch=0, *beside):
+        terms = backward(run, network, batch, device, micro_batch, *beside)
         if 32 <= int(batch.index[0]) < 128:
             next(network.model.parameters()).grad.fill_(torch.nan)
         return terms
@@ -344,8 +344,8 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeyp
     backward = train_module.backward
     bad = {64, 96}
 
-    def sometimes(run, network, batch, device, micro_batch=0):
-        terms = backward(run, network, batch, device, micro_batch)
+    def sometimes(run, network, batch, device, micro_batch=0, *beside):
+        terms = backward(run, network, batch, device, micro_batch, *beside)
         if int(batch.index[0]) in bad:
             next(network.model.parameters()).grad.fill_(torch.nan)
         return terms
@@ -365,10 +365,10 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeyp
 def test_out_of_memory_names_a_batch_that_was_seen_to_fit(tmp_path, monkeypatch):
     backward = train_module.backward
 
-    def small(run, network, batch, device, micro_batch=0):
+    def small(run, network, batch, device, micro_batch=0, *beside):
         if (micro_batch or run.train.micro_batch or batch.x.shape[0]) > 9:
             raise torch.OutOfMemoryError("no")
-        return backward(run, network, batch, device, micro_batch)
+        return backward(run, network, batch, device, micro_batch, *beside)
 
     monkeypatch.setattr(train_module, "backward", small)
     with pytest.raises(pt.InputError, match="train.micro_batch=8 does, with the same result"):

@@ -11,7 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pointillist.engine.optim import build_optimizer, moments
+from pointillist.frozen.vision import promise
 from pointillist.layers.fused import hidden_weights
+from pointillist.losses.align import build_alignment
 from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Given, InputError, Spec
@@ -28,26 +30,35 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
         t = torch.zeros(1)
+        alignment = build_alignment(run.loss.align, model, torch.device("meta"))
     network = Network(model.train())
+    taps = () if alignment is None else alignment.taps
     # The plain form of attention is written in matrix products, which the counter knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with torch.no_grad():
             network(x, t, given)
     flops = counter.get_total_flops()
     with _saved() as held:
-        network(x, t, given)
+        answer = network(x, t, given, taps=taps)
+        if alignment is not None:
+            alignment.projector(answer.hidden[0])
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = int(held[0] * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1))
     micro = run.train.at_once
-    optimizer = build_optimizer(model, run.optim, hidden_weights(model))
+    beside = [] if alignment is None else list(alignment.parameters())
+    projector = sum(p.numel() for p in beside)
+    teacher = promise(run.loss.align.teacher).parameters if alignment is not None else 0
+    optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
     kept = sum(p.numel() for p in moments(optimizer))
     averages = 1 + len(run.train.ema) + len(run.train.ema_power)
-    # Weights and every EMA, gradients, and the optimizer's moments: float32 each.
-    states = 4 * (parameters * averages + trainable + kept)
+    # Weights and every EMA, gradients, and the optimizer's moments: float32 each. A projector has
+    # no average, a teacher neither gradients nor moments.
+    states = 4 * (parameters * averages + trainable + kept + 2 * projector + teacher)
     return {
         "parameters": parameters,
         "trainable": trainable,
+        **({"projector_parameters": projector, "teacher_parameters": teacher} if beside else {}),
         "macs": flops // 2,
         "flops": flops,
         "activation_bytes": activation,

@@ -75,6 +75,7 @@ class Run:
             raise InputError(
                 "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
             )
+        self.loss.check(spec)
         self.check_hints()
         self._check_guidance(spec)
 

@@ -26,8 +26,9 @@ class State:
     """The counters of a run, and the sums behind the next line of the log."""
 
     def __init__(self) -> None:
-        self.images = self.skipped = self.in_a_row = self.counted = 0
+        self.images = self.skipped = self.in_a_row = 0
         self.sums: dict[str, float] = {}
+        self.counted: dict[str, int] = {}  # of each sum: a term may end on the way
 
     def count(self, figures: dict[str, float], size: int, finite: bool) -> None:
         self.in_a_row = 0 if finite else self.in_a_row + 1
@@ -35,12 +36,12 @@ class State:
         if finite:
             for name, value in figures.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * size
-            self.counted += size
+                self.counted[name] = self.counted.get(name, 0) + size
 
     def means(self) -> dict[str, Any]:
         """Means since the last call."""
-        found = {name: total / self.counted for name, total in self.sums.items()}
-        self.sums, self.counted = {}, 0
+        found = {name: total / self.counted[name] for name, total in self.sums.items()}
+        self.sums, self.counted = {}, {}
         return {**found, "skipped": self.skipped}
 
 
@@ -96,19 +97,38 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def save_checkpoint(
-    out: Path, run: Run, state: State, model: nn.Module, optimizer: Any, ema: EMA
+    out: Path,
+    run: Run,
+    state: State,
+    model: nn.Module,
+    optimizer: Any,
+    ema: EMA,
+    beside: nn.Module | None = None,
 ) -> None:
-    groups: checkpoint.Groups = {
+    """Everything a resumed run needs; `beside` is what is trained without being a part of the
+    model, and has groups of its own.
+    """
+    groups: dict[str, checkpoint.Group] = {
         "model": dict(model.named_parameters()),
         "optimizer": optimizer_state(model, optimizer),
         **ema.groups(),
     }
+    if beside is not None:
+        groups["beside"] = dict(beside.named_parameters())
+        groups["beside-optimizer"] = optimizer_state(beside, optimizer)
     facts = {**vars(state), "ema_updates": ema.updates}
     checkpoint.save(out / "checkpoints" / f"{state.images:09d}", groups, facts)
     checkpoint.prune(out / "checkpoints", run.train.keep)
 
 
-def load_checkpoint(out: Path, state: State, model: nn.Module, optimizer: Any, ema: EMA) -> None:
+def load_checkpoint(
+    out: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: Any,
+    ema: EMA,
+    beside: nn.Module | None = None,
+) -> None:
     """The newest complete checkpoint; a run killed before its first one begins again."""
     found = checkpoint.complete(out / "checkpoints")
     if not found:
@@ -122,11 +142,19 @@ def load_checkpoint(out: Path, state: State, model: nn.Module, optimizer: Any, e
         check_shapes(group, shapes, last)
     load_weights(model, weights["model"])
     load_optimizer_state(model, optimizer, checkpoint.load(last, "optimizer"))
+    if beside is not None:
+        found_beside = checkpoint.load(last, "beside")
+        shapes = {name: tuple(p.shape) for name, p in beside.named_parameters()}
+        check_shapes(found_beside, shapes, last)
+        load_weights(beside, found_beside)
+        load_optimizer_state(beside, optimizer, checkpoint.load(last, "beside-optimizer"))
     ema.load(weights)
     try:
         ema.updates = facts["ema_updates"]
         for name in vars(state):
             setattr(state, name, facts[name])
+        if isinstance(state.counted, int):  # of all sums alike, in runs of earlier versions
+            state.counted = dict.fromkeys(state.sums, state.counted)
     except KeyError as error:
         raise InputError(f"{last / 'state.json'} lacks {error}; delete {last} to use an earlier "
                          f"checkpoint") from None  # fmt: skip

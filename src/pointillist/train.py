@@ -21,6 +21,7 @@ from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
+from pointillist.losses.align import Alignment, build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
 from pointillist.run import Run, to_dict
@@ -70,15 +71,17 @@ def _train(
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(model, run.optim, hidden_weights(model))
+    alignment = build_alignment(run.loss.align, model, device)
+    beside = [] if alignment is None else list(alignment.parameters())
+    parameters = [*(p for p in model.parameters() if p.requires_grad), *beside]
+    optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
     ema = EMA(model, run.train.ema, run.train.ema_warmup, run.train.ema_power)
     log, state = Log(out / "log.jsonl"), State()
 
     # Load.
     if resume:
         check_same(run, source.spec, out)
-        load_checkpoint(out, state, model, optimizer, ema)
+        load_checkpoint(out, state, model, optimizer, ema, alignment)
         run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
         drop_later_snapshots(out, state.images)
@@ -110,9 +113,9 @@ def _train(
         size = batch.x.shape[0]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
-        terms = attempt(run, network, batch, device)
+        terms = attempt(run, network, batch, device, alignment=alignment)
         if terms is None:
-            raise InputError(advice(run, network, optimizer, batch, device))
+            raise InputError(advice(run, network, optimizer, batch, device, alignment))
         clip_field, clip = clip_norm(run.optim, state.images + size)
         norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
         # The one wait for the device in a step: whether it may be taken, and its figures.
@@ -162,7 +165,7 @@ def _train(
                 emit({"event": "validation", "images": state.images, **losses}, log, report)
             log.sync()
             tracks.flush()
-            save_checkpoint(out, run, state, model, optimizer, ema)
+            save_checkpoint(out, run, state, model, optimizer, ema, alignment)
             if not stopping:
                 grid(model, ema, state.images)
             begun += time.perf_counter() - pause  # speed is that of training alone
@@ -183,15 +186,23 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def backward(
-    run: Run, network: Network, batch: Batch, device: torch.device, micro_batch: int = 0
+    run: Run,
+    network: Network,
+    batch: Batch,
+    device: torch.device,
+    micro_batch: int = 0,
+    alignment: Alignment | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of the mean loss over the batch; returns the loss and its terms, on the device."""
     size = batch.x.shape[0]
     totals: dict[str, Tensor] = {}
+    first = int(batch.index[0])
+    if alignment is not None and not alignment.config.due(first):
+        alignment = None
     # Draws are made where the network is; MPS lacks the float64 that they need.
     home = torch.device("cpu") if device.type == "mps" else device
     # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
-    torch.manual_seed((run.seed ^ purpose_word("dropout")) + int(batch.index[0]))
+    torch.manual_seed((run.seed ^ purpose_word("dropout")) + first)
     for part in micro_batches(batch, micro_batch or run.train.micro_batch or size):
         part = part.to(home)
         draw = Draw(run.seed, part.index)
@@ -202,11 +213,13 @@ def backward(
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
         xt = run.objective.mix(x, eps, t)
         with autocast(device, run.train.precision):
-            answer = network(*run.objective.see(xt, t), given).value
-        guess = run.objective.read(answer.float(), xt, t)
+            taps = () if alignment is None else alignment.taps
+            answer = network(*run.objective.see(xt, t), given, taps=taps)
+            aligned = None if alignment is None else alignment(answer.hidden[0], x)
+        guess = run.objective.read(answer.value.float(), xt, t)
         truth = run.objective.target(x, eps, xt, t)
         weight = None if part.weight is None else part.weight.to(device)
-        loss, terms = criterion(run.loss, guess, truth, weight)
+        loss, terms = criterion(run.loss, guess, truth, weight, clean=x, t=t, aligned=aligned)
         (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size
@@ -214,24 +227,37 @@ def backward(
 
 
 def attempt(
-    run: Run, network: Network, batch: Batch, device: torch.device, micro_batch: int = 0
+    run: Run,
+    network: Network,
+    batch: Batch,
+    device: torch.device,
+    micro_batch: int = 0,
+    alignment: Alignment | None = None,
 ) -> dict[str, Tensor] | None:
     """`backward`, or None where the memory does not suffice; what the failure held is let go."""
     try:
-        return backward(run, network, batch, device, micro_batch)
+        return backward(run, network, batch, device, micro_batch, alignment)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     return None
 
 
-def advice(run: Run, network: Network, optimizer: Any, batch: Batch, device: torch.device) -> str:
+def advice(
+    run: Run,
+    network: Network,
+    optimizer: Any,
+    batch: Batch,
+    device: torch.device,
+    alignment: Alignment | None = None,
+) -> str:
     """What to do about too little memory: the largest half, quarter, ... that was seen to work."""
     size = run.train.micro_batch or batch.x.shape[0]
     fits = size // 2
     while fits:
         network.model.zero_grad(set_to_none=True)
-        if attempt(run, network, batch.part(slice(fits)), device, fits) is not None:
+        part = batch.part(slice(fits))
+        if attempt(run, network, part, device, fits, alignment) is not None:
             if room_for_moments(optimizer):
                 break
         fits //= 2

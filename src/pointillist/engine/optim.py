@@ -1,6 +1,7 @@
 """The optimizer and the course of its learning rate."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -84,15 +85,20 @@ class OptimConfig:
             )
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig, hidden: Hidden) -> torch.optim.Optimizer:
-    """The optimizer of the whole model; `hidden` are the weights that Muon may have."""
+def build_optimizer(
+    model: nn.Module, optim: OptimConfig, hidden: Hidden, beside: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of the whole model; `hidden` are the weights that Muon may have.
+
+    What is trained `beside` the model is AdamW's.
+    """
     if optim.hidden == "adamw":
-        return adamw(list(model.parameters()), optim)
+        return adamw([*model.parameters(), *beside], optim)
     if not hidden:
         raise InputError(
             "optim.hidden is muon, but the model has no blocks; set optim.hidden=adamw"
         )
-    rest = adamw([p for p in model.parameters() if p not in hidden], optim)
+    rest = adamw([*(p for p in model.parameters() if p not in hidden), *beside], optim)
     return Muon(hidden, rest, optim.lr, optim.momentum, optim.weight_decay)
 
 

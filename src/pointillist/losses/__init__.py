@@ -5,7 +5,10 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from pointillist.types import Estimate, InputError, config
+from pointillist.losses.align import AlignConfig
+from pointillist.losses.frequency import FrequencyConfig, frequency
+from pointillist.losses.perceptual import LPIPSConfig, perceptual
+from pointillist.types import Estimate, InputError, Spec, Time, config
 
 Term = Callable[[Estimate, Estimate], Tensor]
 
@@ -18,7 +21,7 @@ LOSSES: dict[str, Term] = {
 
 @config
 class LossConfig:
-    """Weights of the squared errors in velocity, image and noise space.
+    """Weights of the squared errors in velocity, image and noise space, and of further terms.
 
     On the straight path |dv|^2 = |dx|^2/(1-t)^2 = |deps|^2/t^2 up to the objective's clamp, so the
     choice of a space is a choice of how times are weighted.
@@ -27,16 +30,25 @@ class LossConfig:
     velocity: float = 1.0
     x: float = 0.0
     eps: float = 0.0
+    frequency: FrequencyConfig = FrequencyConfig()
+    lpips: LPIPSConfig = LPIPSConfig()
+    align: AlignConfig = AlignConfig()
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
         for name, weight in weights.items():
             if weight < 0:
                 raise InputError(f"loss.{name} is {weight}; a weight is 0 or more")
-        if not any(weights.values()):
+        if not any(weights.values()) and not self.frequency.weight:
             raise InputError(
-                "loss.velocity, loss.x and loss.eps are all 0; nothing would be learnt"
+                "loss.velocity, loss.x, loss.eps and loss.frequency.weight are all 0; nothing "
+                "would be learnt"
             )
+
+    def check(self, spec: Spec) -> None:
+        """Terms that the data have no room for."""
+        for term in (self.frequency, self.lpips, self.align):
+            term.check(spec)
 
 
 def mean_square(
@@ -56,13 +68,32 @@ def criterion(
     guess: Estimate,
     truth: Estimate,
     weight: Float[Tensor, "b _ *space"] | None = None,
+    *,
+    clean: Float[Tensor, "b c *space"] | None = None,
+    t: Time | None = None,
+    aligned: Float[Tensor, " b"] | None = None,
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
-    """The weighted sum for every sample, and its terms (unweighted) by name."""
+    """The weighted sum for every sample, and its terms (unweighted) by name.
+
+    LPIPS compares with the `clean` pictures, at the times `t`; `aligned` is the answer of an
+    `Alignment`, None where there is none or it has ended.
+    """
     terms = {
         name: mean_square(error(guess, truth), weight)
         for name, error in LOSSES.items()
         if getattr(config, name)
     }
-    total = sum(getattr(config, name) * term for name, term in terms.items())
+    weights = {name: getattr(config, name) for name in terms}
+    if config.frequency.weight:
+        error = LOSSES["velocity"](guess, truth)
+        terms["frequency"] = frequency(config.frequency, error, weight)
+        weights["frequency"] = config.frequency.weight
+    if config.lpips.weight:
+        assert clean is not None and t is not None
+        terms["lpips"] = perceptual(config.lpips, guess.x, clean, t, weight)
+        weights["lpips"] = config.lpips.weight
+    if aligned is not None:
+        terms["align"], weights["align"] = aligned, config.align.weight
+    total = sum(weights[name] * term for name, term in terms.items())
     assert isinstance(total, Tensor)
     return total, terms
