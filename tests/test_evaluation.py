@@ -197,7 +197,7 @@ def test_runs_are_compared_where_they_were_judged_alike(fresh, tmp_path):
         ("plain", {"metrics": ("fid",), "count": 100}, "fid of 100 generated pictures on 192"),
         ("plain", {"metrics": ("fid5k",), "reference": 50}, "fid5k of 50 real pictures on 192"),
         ("plain", {"extractor": "resnet"}, "extractor 'resnet' is not known"),
-        ("plain", {"extractor": "inception"}, "extractor inception is not installed; pip install"),
+        ("plain", {"extractor": "no/where.pt"}, "no/where.pt cannot be read"),
         ("plain", {"metrics": ("velocity",), "size": (40, 40)}, "size is 40x40, but velocity"),
         ("plain", {"at": 7}, "7"),
         ("nowhere", {}, "nowhere is not a run folder; `pointillist train` makes one"),
