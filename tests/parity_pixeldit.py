@@ -7,15 +7,12 @@ import torch
 
 from pointillist import samplers
 from pointillist.guidance import GuidanceConfig, classifier_free, network_field
-from pointillist.losses import LossConfig, criterion
 from pointillist.models import Network, PixelDiTConfig, pixeldit
-from pointillist.objective import LogitNormal, StraightConfig
-from pointillist.tasks import HintsConfig
-from pointillist.types import Batch, Given, Spec, grid_axes
+from pointillist.objective import StraightConfig
+from pointillist.types import Given, Spec, grid_axes
 from tests.parity_case import (
     ASIDE,
     Case,
-    Fixed,
     forward,
     known,
     make,
@@ -170,34 +167,3 @@ def jitmask(case: Case) -> None:
         )
         given = Given(seen=value, mask=mask.bool())
     forward(case, model, jitmask_names, out="out.v", given=given)
-
-
-def jitmask_loss(case: Case) -> None:
-    """Without the alignment term."""
-    args, io = case.constructor["args"], case.io
-    options = case.constructor["model"] | {
-        "input_size": args["img_size"], "num_classes": args["class_num"],
-        "pixel_hidden_dim": args["pixel_hidden_dim"],
-        "num_pixel_blocks": args["num_pixel_blocks"],
-    }  # fmt: skip
-    model = make_jitmask(case, options)
-    objective = StraightConfig(time=LogitNormal(mean=args["P_mean"], std=args["P_std"]))
-    draw = Fixed(0, torch.arange(len(io["draw.1.randn"])))
-    draw.draws = {
-        "label drop": io["draw.0.rand"], "time": io["draw.1.randn"],
-        "noise": io["draw.2.randn_like"], "hints": io["draw.3.rand"],
-        "hint share": torch.zeros(4), "hint drop": torch.ones(4),
-    }  # fmt: skip
-    task = HintsConfig(
-        share=args["p_hint"], weight=args["hint_loss_weight"], label_drop=args["label_drop_prob"],
-        absent=0.0,
-    )  # fmt: skip
-    batch, given = task(Batch(draw.index, io["in.x"], label=io["in.y"]), draw)
-    t, eps = objective.times(draw), objective.noise(draw, tuple(batch.x.shape[1:]))
-    xt = objective.mix(batch.x, eps, t)
-    answer = Network(model)(*objective.see(xt, t), given).value
-    guess, truth = objective.read(answer, xt, t), objective.target(batch.x, eps, xt, t)
-    loss, _ = criterion(LossConfig(), guess, truth, batch.weight)
-    aligned = float(io["out.0"]) - args["repa_coeff"] * float(io["out.1"])
-    off = abs(float(loss.mean().detach()) - aligned)
-    assert off <= 1e-5 * (1 + aligned), f"out.0 is off by {off:.2e}"

@@ -44,6 +44,16 @@ def test_a_cosine_has_one_coefficient():
     assert found.abs().max() < 1e-5
 
 
+def test_what_is_constant_along_one_axis_has_no_frequency_along_it():
+    """PixelHDM multiplies by C on both sides, which leaves the columns without frequencies."""
+    rows = torch.linspace(-1, 1, 8)[:, None].expand(8, 8)[None, None]
+    found = block_dct(rows)[0, 0]
+    assert found[:, 1:].abs().max() < 1e-6 < found[1, 0].abs()
+    matrix = dct_matrix().float()
+    published = matrix @ rows[0, 0] @ matrix
+    assert published[:, 1:].abs().max() > 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
 def test_blocks_keep_the_sum_of_squares(rows, columns, seed):

@@ -18,7 +18,7 @@ from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import LogitNormal, StraightConfig
 from pointillist.types import Given, InputError, Spec, grid_axes
-from tests import parity_metrics, parity_pixeldit
+from tests import parity_losses, parity_metrics, parity_pixeldit
 from tests.parity_case import (
     CASES,
     FOLDER,
@@ -269,7 +269,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("gcy-hub/PixelDiT", "PixDiT"): parity_pixeldit.c2i,
     ("gcy-hub/PixelDiT", "FlowDPMSolverSampler"): parity_pixeldit.sampler,
     ("yashbelhe/jitmask", "JiT"): parity_pixeldit.jitmask,
-    ("yashbelhe/jitmask", "Denoiser"): parity_pixeldit.jitmask_loss,
+    ("yashbelhe/jitmask", "Denoiser"): parity_losses.jitmask_loss,
     ("crowsonkb/k-diffusion", "sample_euler"): lambda case: kdiff(case, "euler"),
     ("crowsonkb/k-diffusion", "sample_heun"): lambda case: kdiff(case, "heun"),
     ("crowsonkb/k-diffusion", "sample_dpmpp_2m"): lambda case: kdiff(case, "dpmpp_2m"),
@@ -280,6 +280,15 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("GaParmar/clean-fid", "frechet_distance, kernel_distance"): parity_metrics.clean,
     ("scikit-image/scikit-image", "peak_signal_noise_ratio, structural_similarity"):
         parity_metrics.pictures,
+    ("End2End-Diffusion/iREPA",
+     "ProjectionLayer(conv) + SpatialNormalization(zscore) + CosineProjectionLoss"):
+        parity_losses.conv,
+    ("sihyun-yu/REPA", "SILoss"): parity_losses.repa,
+    ("gcy-hub/PixelDiT", "REPATrainer"): parity_losses.pixeldit_repa,
+    ("yetrtyog-creator/PixelHDM", "FrequencyLoss"): parity_losses.frequencies,
+    ("yetrtyog-creator/PixelHDM", "REPALoss"): parity_losses.pixelhdm,
+    ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
+    ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 The weights that lie beside this file are those of the packages `torchvision` (AlexNet on ImageNet)
 and `lpips` 0.1.4 (version 0.1, one non-negative weight a channel), rounded to float16: 4.9 MB. On
-the 20 pairs of the published check the rounding moves the distance by less than 1e-4.
+20 pairs whose distances lie between 0.01 and 0.75 the rounding moves them by 1.2e-4 at most.
 """
 
 import functools
