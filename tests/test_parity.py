@@ -5,6 +5,7 @@ built from its config.json alone; an unknown family, or an option of a known one
 is skipped as "not built yet", with the reason.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from pointillist import samplers
 from pointillist.guidance import GuidanceConfig, classifier_free, network_field
 from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
-from pointillist.objective import LogitNormal, StraightConfig
+from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
 from tests import parity_losses, parity_metrics, parity_pixeldit
 from tests.parity_case import (
@@ -129,6 +130,34 @@ def jit_loss(case: Case) -> None:
     loss = criterion(LossConfig(velocity=1.0), guess, truth)[0].mean()
     case.match("out.loss", loss, 1e-5 * (1 + float(io["out.loss"])))
     loss.backward()
+    match_gradients(case, model, rename)
+
+
+def sit_loss(case: Case) -> None:
+    """SiT's loss of the velocity, whatever is predicted, weighed by the path it is on."""
+    io, transport = case.io, case.constructor["transport"]
+    known(transport, "path_type", "prediction", "loss_weight")
+    weighed = transport["prediction"] == "velocity" or transport.get("loss_weight") == "velocity"
+    if not weighed:
+        raise NotBuilt(f"loss_weight = {transport.get('loss_weight')}")
+    predict = {"velocity": "velocity", "noise": "eps"}[transport["prediction"]]
+    path = {"Linear": StraightConfig, "GVP": GVPConfig}[transport["path_type"]]
+    objective = path(predict=predict, clamp=0.0, time=Uniform())
+    case.constructor = case.constructor["model"]
+    model, rename = make_dit(case)
+    low, high = case.config["t_interval"]
+    draw = Fixed(0, torch.arange(len(io["t_uniform"])))
+    draw.draws = {"time": low + (high - low) * io["t_uniform"]}
+    t, x, eps = objective.times(draw), io["in.x1"], io["x0"]
+    case.match("t", t, 1e-6)
+    xt = objective.mix(x, eps, t)
+    answer = Network(model)(*objective.see(xt, t), Given(label=unlabel(io["in.y"], model))).value
+    case.match("out.pred", answer)
+    guess, truth = objective.read(answer, xt, t), objective.target(x, eps, xt, t)
+    velocity = functools.partial(objective.velocity, t=t)
+    loss = criterion(LossConfig(), guess, truth, velocity=velocity)[0]
+    case.match("out.loss", loss, 1e-5 * (1 + float(io["out.loss"].max())))
+    loss.mean().backward()
     match_gradients(case, model, rename)
 
 
@@ -262,6 +291,8 @@ def flow(case: Case, solver: str) -> None:
 
 FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("facebookresearch/DiT", "DiT"): dit_forward,
+    ("willisma/SiT", "SiT"): dit_forward,
+    ("willisma/SiT", "Transport.training_losses"): sit_loss,
     ("LTH14/JiT", "JiT"): jit_forward,
     ("LTH14/JiT", "Denoiser"): jit_loss,
     ("LTH14/JiT", "Denoiser.generate"): jit_sampler,

@@ -72,9 +72,7 @@ class Run:
     def check(self, spec: Spec) -> None:
         """Contradictions between the configuration and the data, before anything is computed."""
         if getattr(self.model, "learn_sigma", False):
-            raise InputError(
-                "model.learn_sigma is true, but the straight path's loss trains no sigma; set false"
-            )
+            raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
         self.loss.check(spec)
         self.check_hints()
         self._check_guidance(spec)
@@ -272,7 +270,9 @@ def _path(loc: tuple[int | str, ...], values: Any) -> str:
     """
     path = []
     for part in loc:
-        tagged = isinstance(values, dict) and part not in values and values.get("kind") == part
+        # The objective alone may leave its kind out.
+        kind = values.get("kind", "straight") if isinstance(values, dict) else None
+        tagged = isinstance(values, dict) and part not in values and kind == part
         if tagged or str(part).startswith("function-"):
             continue
         path.append(str(part))

@@ -187,12 +187,16 @@ class Trained:
             count = Count()
             try:
                 draw, shape = Draw(ask.seed, numbers[index]), (self.spec.channels, *size)
-                noise = self.run.objective.noise(draw, shape, "sample")
+                noise = self.run.objective.noise(draw, shape, "sample").to(self.device)
+                # What is known begins on its own path; the rest of a picture is taken as grey.
+                begin = torch.zeros_like(noise) if given.seen is None else given.seen
+                at = torch.zeros(index.shape[0], device=self.device)
+                begin = self.run.objective.mix(begin, noise, at)
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count, guide)
                     if given.seen is not None and given.mask is not None:
                         field = pinned(field, given.seen, given.mask)
-                    x = SAMPLERS[sampler](field, noise.to(self.device), times, watch=watch)
+                    x = SAMPLERS[sampler](field, begin, times, watch=watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

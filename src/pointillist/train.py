@@ -1,5 +1,6 @@
 """Training: one loop that can be read from top to bottom."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -219,7 +220,10 @@ def backward(
         guess = run.objective.read(answer.value.float(), xt, t)
         truth = run.objective.target(x, eps, xt, t)
         weight = None if part.weight is None else part.weight.to(device)
-        loss, terms = criterion(run.loss, guess, truth, weight, clean=x, t=t, aligned=aligned)
+        velocity = functools.partial(run.objective.velocity, t=t)
+        loss, terms = criterion(
+            run.loss, guess, truth, weight, velocity, clean=x, t=t, aligned=aligned
+        )
         (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size

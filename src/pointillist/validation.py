@@ -12,9 +12,9 @@ from pointillist.data.report import Refused
 from pointillist.data.source import Source
 from pointillist.draws import Draw
 from pointillist.models import Network
-from pointillist.objective import StraightConfig
+from pointillist.objective import Interpolant
 from pointillist.tasks import HintsConfig, show
-from pointillist.types import Given, InputError, State
+from pointillist.types import Estimate, Given, InputError, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -35,7 +35,7 @@ def held_out(
 
 
 def validation_noise(
-    objective: StraightConfig, index: Int[Tensor, " b"], size: tuple[int, ...]
+    objective: Interpolant, index: Int[Tensor, " b"], size: tuple[int, ...]
 ) -> State:
     """Noise that belongs to the number of the held-out sample, the same in every run."""
     return objective.noise(Draw(0, index), size, "validation")
@@ -54,7 +54,7 @@ def velocity_loss(*asked: Any, **more: Any) -> list[float]:
 @torch.no_grad()
 def velocity_losses(
     network: Network,
-    objective: StraightConfig,
+    objective: Interpolant,
     x: Tensor,
     label: Tensor | None,
     times: Sequence[float] = TIMES,
@@ -82,7 +82,8 @@ def velocity_losses(
             t = torch.full((part.shape[0],), time, device=part.device)
             xt = objective.mix(part, eps, t)
             answer = network(*objective.see(xt, t), given).value.float()
-            error = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t) - (part - eps)
+            found = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t)
+            error = found - objective.velocity(Estimate(part, eps), t)
             square = error.double().square().mean(1, keepdim=True) * hidden
             total[i, index] = square.flatten(1).sum(1).cpu()
     if not places:

@@ -10,12 +10,13 @@ from pointillist.losses.frequency import FrequencyConfig, frequency
 from pointillist.losses.perceptual import LPIPSConfig, perceptual
 from pointillist.types import Estimate, InputError, Spec, Time, config
 
-Term = Callable[[Estimate, Estimate], Tensor]
+Velocity = Callable[[Estimate], Tensor]
+Term = Callable[[Estimate, Estimate, Velocity], Tensor]
 
 LOSSES: dict[str, Term] = {
-    "velocity": lambda guess, truth: (guess.x - guess.eps) - (truth.x - truth.eps),
-    "x": lambda guess, truth: guess.x - truth.x,
-    "eps": lambda guess, truth: guess.eps - truth.eps,
+    "velocity": lambda guess, truth, velocity: velocity(guess) - velocity(truth),
+    "x": lambda guess, truth, velocity: guess.x - truth.x,
+    "eps": lambda guess, truth, velocity: guess.eps - truth.eps,
 }
 
 
@@ -68,6 +69,7 @@ def criterion(
     guess: Estimate,
     truth: Estimate,
     weight: Float[Tensor, "b _ *space"] | None = None,
+    velocity: Velocity = lambda pair: pair.x - pair.eps,
     *,
     clean: Float[Tensor, "b c *space"] | None = None,
     t: Time | None = None,
@@ -75,11 +77,12 @@ def criterion(
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The weighted sum for every sample, and its terms (unweighted) by name.
 
+    `velocity` is the objective's at the times of the samples; by default that of the straight path.
     LPIPS compares with the `clean` pictures, at the times `t`; `aligned` is the answer of an
     `Alignment`, None where there is none or it has ended.
     """
     terms = {
-        name: mean_square(error(guess, truth), weight)
+        name: mean_square(error(guess, truth, velocity), weight)
         for name, error in LOSSES.items()
         if getattr(config, name)
     }

@@ -1,0 +1,207 @@
+"""The table of paths: derivatives, ends, and what every prediction means on every path."""
+
+import itertools
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointillist.draws import Draw
+from pointillist.losses import LossConfig, criterion
+from pointillist.objective import (
+    GVPConfig,
+    LogitNormal,
+    Objective,
+    StraightConfig,
+    Uniform,
+    VEConfig,
+    VPConfig,
+    shift_times,
+)
+from pointillist.run import from_dict, to_dict
+from pointillist.types import Estimate, InputError
+
+PATHS = get_args(get_args(Objective)[0])
+KINDS = [path().kind for path in PATHS]
+PREDICTIONS = ("x", "velocity", "eps")
+DRAW = Draw(0, torch.arange(4))
+X, EPS = DRAW.normal("x", (2, 3, 5)).double(), DRAW.normal("eps", (2, 3, 5)).double()
+
+every_path = pytest.mark.parametrize("path", PATHS)
+every_pair = pytest.mark.parametrize(
+    ("path", "predict"), list(itertools.product(PATHS, PREDICTIONS))
+)
+inner = st.floats(0.02, 0.98).map(lambda t: torch.tensor(t, dtype=torch.float64))
+
+
+@every_path
+@settings(deadline=None)
+@given(t=inner)
+def test_rates_are_the_derivatives(path, t):
+    path, at = path(), t.clone().requires_grad_()
+    for value, rate in ((path.alpha, path.alpha_rate), (path.sigma, path.sigma_rate)):
+        if value(at).requires_grad:
+            (by_autograd,) = torch.autograd.grad(value(at), at)
+            torch.testing.assert_close(rate(t), by_autograd, rtol=1e-10, atol=1e-12)
+        h = 1e-5
+        difference = (value(t + h) - value(t - h)) / (2 * h)
+        torch.testing.assert_close(rate(t), difference, rtol=1e-5, atol=1e-6)
+
+
+@every_path
+def test_signal_grows_noise_falls_and_data_come_last(path):
+    path, t = path(), torch.linspace(0, 1, 101, dtype=torch.float64)
+    signal = path.alpha(t) / path.sigma(t)
+    assert (signal.diff() > 0).all()
+    start, end = torch.tensor(0.0), torch.tensor(1.0)
+    assert float(path.alpha(end)) == 1
+    if path.kind == "ve":
+        assert float(path.sigma(start)) == 80 and float(path.sigma(end)) == pytest.approx(0.002)
+    else:
+        assert float(path.sigma(end)) == 0 and not math.copysign(1, float(path.sigma(end))) < 0
+        assert float(path.sigma(start)) == pytest.approx(1, abs=1e-4)
+        assert float(path.alpha(start)) == pytest.approx(0, abs=0.01)
+    if path.kind in ("gvp", "vp"):
+        torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t))
+    for rate in (path.alpha_rate, path.sigma_rate):
+        assert torch.isfinite(rate(t)).all()
+
+
+@every_path
+@settings(deadline=None)
+@given(t=inner)
+def test_a_time_is_found_again_by_its_share_of_signal(path, t):
+    path = path()
+    torch.testing.assert_close(path.at(path.share(t)), t, rtol=1e-9, atol=1e-10)
+    both = path.at(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert both.tolist() == [0, 1]
+
+
+@every_pair
+@settings(deadline=None)
+@given(t=st.floats(0.02, 0.98))
+def test_reading_the_answer_that_means_a_pair_gives_the_pair(path, predict, t):
+    objective, times = path(predict=predict), torch.full((4,), t, dtype=torch.float64)
+    xt, pair = objective.mix(X, EPS, times), Estimate(X, EPS)
+    answer = objective.answer(pair, times)
+    found = objective.read(answer, xt, times, clamp=0.0)
+    if predict == "eps" and objective.alpha(times[0]) < objective.clamp:
+        return  # this clamp holds while sampling too
+    # From one half of a pair the other comes by a division by what is left of it in the state.
+    loss = max(1, float(1 / objective.sigma(times[0])), float(objective.sigma(times[0])))
+    torch.testing.assert_close(found.x, X, rtol=0, atol=1e-11 * loss)
+    torch.testing.assert_close(found.eps, EPS, rtol=0, atol=1e-11 * loss)
+    again = objective.answer(found, times)
+    torch.testing.assert_close(again, answer, rtol=1e-9, atol=1e-9 * loss)
+
+
+@every_path
+@settings(deadline=None)
+@given(t=st.floats(0.02, 0.98))
+def test_the_velocity_is_the_derivative_of_the_state(path, t):
+    objective, h = path(), 1e-6
+    times = torch.full((4,), t, dtype=torch.float64)
+    moved = objective.mix(X, EPS, times + h) - objective.mix(X, EPS, times - h)
+    velocity = objective.velocity(Estimate(X, EPS), times)
+    torch.testing.assert_close(moved / (2 * h), velocity, rtol=1e-6, atol=1e-5)
+
+
+@every_pair
+def test_a_perfect_network_has_no_loss_at_any_time(path, predict):
+    objective, every = path(predict=predict), LossConfig(velocity=1.0, x=1.0, eps=1.0)
+    for t in (0.0, 1e-4, 0.5, 0.97, 1 - 1e-6, 1.0):
+        times = torch.full((4,), t)
+        x, eps = X.float(), EPS.float()
+        xt = objective.mix(x, eps, times)
+        truth = objective.target(x, eps, xt, times)
+        answer = objective.answer(Estimate(x, eps), times)
+
+        def velocity(pair, times=times):
+            return objective.velocity(pair, times)
+
+        loss, _ = criterion(every, objective.read(answer, xt, times), truth, velocity=velocity)
+        assert loss.abs().max() == 0
+        guess = objective.read(answer + 0.1, xt, times)
+        loss, terms = criterion(every, guess, truth, velocity=velocity)
+        assert torch.isfinite(loss).all() and loss.min() > 0
+        error = velocity(guess) - velocity(truth)
+        torch.testing.assert_close(terms["velocity"], error.square().flatten(1).mean(1))
+
+
+@every_path
+def test_logit_normal_times_mean_the_same_noise_on_every_path(path):
+    draw = Draw(0, torch.arange(4_000))
+    objective = path(time=LogitNormal(mean=-0.3, std=0.8), shift=2.0)
+    t = objective.times(draw)
+    assert t.dtype == torch.float32 and 0 <= t.min() and t.max() <= 1
+    straight = StraightConfig(time=LogitNormal(mean=-0.3, std=0.8), shift=2.0).times(draw)
+    within = (t > 0.001) & (t < 0.999)
+    assert within.float().mean() > 0.95
+    torch.testing.assert_close(objective.share(t)[within], straight[within], rtol=0, atol=2e-5)
+
+
+@every_path
+def test_uniform_times_are_even_in_the_paths_own_time(path):
+    draw = Draw(0, torch.arange(4_000))
+    drawn = path(time=Uniform()).times(draw)
+    torch.testing.assert_close(drawn, draw.uniform("time"), rtol=0, atol=2e-5)
+
+
+@every_path
+def test_times_do_not_depend_on_how_a_batch_is_split(path):
+    objective = path(time=LogitNormal(), shift=3.0)
+    whole = objective.times(Draw(0, torch.arange(1003)))
+    parts = [objective.times(Draw(0, torch.arange(i, min(i + 7, 1003)))) for i in range(0, 1003, 7)]
+    assert torch.equal(whole, torch.cat(parts))
+    for value in (objective.alpha, objective.sigma, objective.alpha_rate, objective.sigma_rate):
+        assert torch.equal(value(whole), torch.cat([value(part) for part in parts]))
+
+
+def test_the_straight_path_is_what_it_was_to_the_last_bit():
+    """Runs trained before there was a table keep their numbers."""
+    x, eps = X.float(), EPS.float()
+    objective, draw = StraightConfig(shift=3.0, time=Uniform()), Draw(0, torch.arange(999))
+    assert torch.equal(objective.times(draw), shift_times(draw.uniform("time"), 3.0))
+    t = torch.tensor([0.0, 0.3, 0.999, 1.0])
+    at = t.view(-1, 1, 1, 1)
+    xt = objective.mix(x, eps, t)
+    assert torch.equal(xt, at * x + (1 - at) * eps)
+    found = objective.read(eps, xt, t)
+    assert torch.equal(found.x, xt + (1 - at) * eps) and torch.equal(found.eps, xt - at * eps)
+    assert torch.equal(objective.velocity(Estimate(x, eps), t), x - eps)
+    found = StraightConfig(predict="x").read(x, xt, t)
+    assert torch.equal(found.eps, x - (x - xt) / (1 - at).clamp(min=0.05))
+    found = StraightConfig(predict="eps").read(eps, xt, t)
+    assert torch.equal(found.x, eps + (xt - eps) / at.clamp(min=0.05))
+
+
+def test_the_network_sees_states_of_even_size_on_the_exploding_path():
+    for t in (0.0, 0.5, 1.0):
+        times = torch.full((4,), t)
+        xt = VEConfig().mix(X.float(), EPS.float(), times)
+        assert 0.7 < float(VEConfig().see(xt, times)[0].std()) < 1.3
+        assert VEConfig().see(xt, times)[1] is times
+        assert GVPConfig().see(xt, times)[0] is xt
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_is_a_word_of_the_configuration(kind):
+    run = from_dict({}, (f"objective.kind={kind}", "objective.predict=eps"))
+    assert run.objective.kind == kind and run.objective.predict == "eps"
+    assert from_dict(to_dict(run)) == run and KINDS[0] == "straight"
+    assert from_dict({"objective": {"predict": "x"}}).objective == StraightConfig(predict="x")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [(VPConfig, {"beta_min": 0.0}), (VPConfig, {"beta_min": 3.0, "beta_max": 2.0}),
+     (VEConfig, {"sigma_min": 0.0}), (VEConfig, {"sigma_min": 90.0})],
+)  # fmt: skip
+def test_bounds_that_make_no_path_are_refused(path, fields):
+    with pytest.raises(InputError, match=f"objective.{next(iter(fields))} is .*; set 0 <"):
+        path(**fields)
+    with pytest.raises(InputError, match="objective.clamp"):
+        path(clamp=1.0)
