@@ -19,7 +19,7 @@ from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
-from tests import parity_losses, parity_metrics, parity_pixeldit
+from tests import parity_losses, parity_metrics, parity_pixeldit, parity_samplers
 from tests.parity_case import (
     CASES,
     FOLDER,
@@ -194,101 +194,6 @@ def jit_sampler(case: Case) -> None:
     case.match("v_evals", torch.stack(spent), 2e-5 * float(io["v_evals"].abs().max()))
 
 
-# Samplers on a Gaussian target, whose exact denoiser is known.
-
-
-def gaussian(case: Case) -> tuple[float, float]:
-    """Mean and variance of the target."""
-    toy = case.constructor["toy"]
-    if not toy["kind"].startswith("gaussian target N(mu,s^2)"):
-        raise NotBuilt(f"toy.kind = {toy['kind']}")
-    return toy["mu"], toy["s"] ** 2
-
-
-def kdiff(case: Case, solver: str) -> None:
-    """A variance-exploding path is walked in sigma itself: dx/dsigma = (x - D)/sigma."""
-    known(case.constructor["sampler"], "s_churn", "s_tmin", "s_tmax", "s_noise")
-    plain(case.constructor["sampler"], s_churn=0.0)  # without churn the others act on nothing
-    mu, s2 = gaussian(case)
-    seen: list[torch.Tensor] = []
-    pictures: list[torch.Tensor] = []
-
-    def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return (s2 * x + sigma**2 * mu) / (s2 + sigma**2)
-
-    sigmas, x = case.io["sigmas"], case.io["x_init"]
-    if solver == "dpmpp_2m":
-        # Scaled by t = 1/(1 + sigma) the path is straight, and lambda = -log sigma is unchanged.
-        def straight(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            sigma = 1 / t - 1
-            seen.append(y / t)
-            pictures.append(denoised(y / t, sigma))
-            return (pictures[-1] - y) / (1 - t)
-
-        times = 1 / (1 + sigmas)
-        out = samplers.dpmpp_2m(straight, x * times[0], times) / times[-1]
-    else:
-
-        def exploding(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            return (x - denoised(x, sigma)) / sigma
-
-        def watch(i: int, sigma: float, x: torch.Tensor, pair: Any) -> None:
-            seen.append(x)
-            pictures.append(denoised(x, torch.tensor(sigma, dtype=torch.float64)))
-
-        out = samplers.SAMPLERS[solver](exploding, x, sigmas, watch=watch)
-    case.match("x_at_callback", torch.stack(seen), 1e-10)
-    case.match("denoised_at_callback", torch.stack(pictures), 1e-10)
-    case.match("out", out, 1e-10)
-
-
-# Options that act on the grid of noise levels alone, which is stored.
-GRID = ("num_train_timesteps", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal",
-        "base_image_seq_len", "max_image_seq_len", "time_shift_type", "use_karras_sigmas",
-        "use_exponential_sigmas", "use_beta_sigmas", "timestep_spacing", "steps_offset",
-        "beta_start", "beta_end", "beta_schedule")  # fmt: skip
-
-
-def flow(case: Case, solver: str) -> None:
-    """diffusers' flow matching runs from sigma = 1 (noise) with velocity eps - x."""
-    c, io = case.constructor, case.io
-    options = dict(c["scheduler"])
-    known(c.get("step", {}))  # what set_timesteps and the shifts do is in the stored grid
-    if solver == "dpmpp_2m":
-        known(options, *GRID, "use_flow_sigmas", "prediction_type", "flow_shift", "solver_order",
-              "algorithm_type", "solver_type", "lower_order_final", "euler_at_final",
-              "final_sigmas_type", "thresholding")  # fmt: skip
-        plain(options, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint",
-              lower_order_final=True, euler_at_final=False, final_sigmas_type="zero",
-              thresholding=False)  # fmt: skip
-        wanted = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        for name, value in wanted.items():
-            if options.get(name) != value:
-                raise NotBuilt(f"{name} = {options.get(name)}")
-    else:
-        known(options, *GRID, "shift", "invert_sigmas", "stochastic_sampling")
-        plain(options, invert_sigmas=False, stochastic_sampling=False)
-    mu, s2 = gaussian(case)
-    sigmas = io["sigmas"].double()
-    # Heun's scheduler lists both ends of every step.
-    grid = sigmas[[0, *range(1, len(sigmas) - 1, 2), -1]] if solver == "heun" else sigmas
-    states: list[torch.Tensor] = []
-    answers: list[torch.Tensor] = []
-
-    def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        sigma = io["model_time_over_num_train"][len(answers)].double()
-        var = (1 - sigma) ** 2 * s2 + sigma**2
-        off = (x - (1 - sigma) * mu) / var
-        states.append(x)
-        answers.append(sigma * off - mu - (1 - sigma) * s2 * off)
-        return -answers[-1]
-
-    x = io["x_init"].double()
-    out = samplers.SAMPLERS[solver](field, x, 1 - grid)
-    case.match("traj", torch.stack([*states, out]), 1e-5)
-    case.match("model_outputs", torch.stack(answers), 1e-5)
-
-
 FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("facebookresearch/DiT", "DiT"): dit_forward,
     ("willisma/SiT", "SiT"): dit_forward,
@@ -301,12 +206,6 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("gcy-hub/PixelDiT", "FlowDPMSolverSampler"): parity_pixeldit.sampler,
     ("yashbelhe/jitmask", "JiT"): parity_pixeldit.jitmask,
     ("yashbelhe/jitmask", "Denoiser"): parity_losses.jitmask_loss,
-    ("crowsonkb/k-diffusion", "sample_euler"): lambda case: kdiff(case, "euler"),
-    ("crowsonkb/k-diffusion", "sample_heun"): lambda case: kdiff(case, "heun"),
-    ("crowsonkb/k-diffusion", "sample_dpmpp_2m"): lambda case: kdiff(case, "dpmpp_2m"),
-    ("huggingface/diffusers", "FlowMatchEulerDiscreteScheduler"): lambda case: flow(case, "euler"),
-    ("huggingface/diffusers", "FlowMatchHeunDiscreteScheduler"): lambda case: flow(case, "heun"),
-    ("huggingface/diffusers", "DPMSolverMultistepScheduler"): lambda case: flow(case, "dpmpp_2m"),
     ("toshas/torch-fidelity", "*_features_to_metric"): parity_metrics.features,
     ("GaParmar/clean-fid", "frechet_distance, kernel_distance"): parity_metrics.clean,
     ("scikit-image/scikit-image", "peak_signal_noise_ratio, structural_similarity"):
@@ -320,6 +219,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("yetrtyog-creator/PixelHDM", "REPALoss"): parity_losses.pixelhdm,
     ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
+    **parity_samplers.FAMILIES,
 }  # fmt: skip
 
 
@@ -344,5 +244,5 @@ def test_the_criterion_can_fail() -> None:
     if "kdiff_heun" not in CASES:
         pytest.skip(f"no parity case kdiff_heun in {FOLDER}")
     with pytest.raises(AssertionError, match="off by"):
-        kdiff(Case(FOLDER / "kdiff_heun"), "euler")
+        parity_samplers.exploding(Case(FOLDER / "kdiff_heun"), "euler")
     assert math.isfinite(float(Case(FOLDER / "kdiff_heun").io["out"].sum()))

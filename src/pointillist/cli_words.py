@@ -10,7 +10,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, as a.b=value.")
 ]
 # Named here, as --help should not have to import torch; a test holds them against the samplers.
-SAMPLERS = "euler, heun, ab2, ab2_even, dpmpp_2m"
+SAMPLERS = (
+    "euler, heun, ab2, ab2_even, lms, dpmpp_2m, dpmpp_2s, unipc, euler_maruyama, stochastic_heun"
+)
 AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
 
 

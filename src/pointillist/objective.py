@@ -177,8 +177,8 @@ class Interpolant(ABC):
         """What the network is shown."""
         return xt, t
 
-    def pair(self, velocity: Tensor, xt: State, t: Tensor) -> Estimate:
-        """The pair (x, eps) of a state and its velocity: two equations, solved."""
+    def pair(self, velocity: Tensor, xt: Tensor, t: Tensor) -> Estimate:
+        """The pair (x, eps) of a state and its velocity, of any shape: two equations, solved."""
         t = _column(t, xt)
         alpha, sigma = self.alpha(t), self.sigma(t)
         rise, fall = self.alpha_rate(t), self.sigma_rate(t)

@@ -1,6 +1,7 @@
 """From a run folder to pictures: load, sample, draw posteriors."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from pointillist.posterior import Posterior, RunningMoments
 from pointillist.request import Ask, Samples, labels_of
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
-from pointillist.samplers import SAMPLERS, Watch, time_grid
+from pointillist.samplers import SAMPLERS, Watch
 from pointillist.settings import check_sampler
 from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import HintsConfig, show
@@ -166,8 +167,7 @@ class Trained:
             raise InputError(f"seed is {ask.seed}; it must be 0 or more")
         sampler = ask.sampler or run.sampler
         check_sampler(sampler)
-        steps = run.steps if ask.steps is None else ask.steps
-        times = time_grid(steps, run.shift)
+        times = run.walk(ask.steps)
         guidance, guide = self._guidance(ask, guide, size)
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
@@ -187,7 +187,7 @@ class Trained:
             count = Count()
             try:
                 draw, shape = Draw(ask.seed, numbers[index]), (self.spec.channels, *size)
-                noise = self.run.objective.noise(draw, shape, "sample").to(self.device)
+                noise = self._noise(draw, shape)
                 # What is known begins on its own path; the rest of a picture is taken as grey.
                 begin = torch.zeros_like(noise) if given.seen is None else given.seen
                 at = torch.zeros(index.shape[0], device=self.device)
@@ -196,7 +196,10 @@ class Trained:
                     field = self._field(given, size, guidance, count, guide)
                     if given.seen is not None and given.mask is not None:
                         field = pinned(field, given.seen, given.mask)
-                    x = SAMPLERS[sampler](field, begin, times, watch=watch)
+                    x = SAMPLERS[sampler](
+                        field, begin, times, watch=watch,
+                        noise=functools.partial(self._noise, draw, shape),
+                    )  # fmt: skip
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -214,6 +217,11 @@ class Trained:
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))
         return Samples(torch.cat(parts), labels, nfe)
+
+    def _noise(self, draw: Draw, shape: tuple[int, ...], step: int | None = None) -> Tensor:
+        """What a walk begins with, or adds in a step: a function of seed, picture and step."""
+        purpose = "sample" if step is None else f"step {step}"
+        return self.run.objective.noise(draw, shape, purpose).to(self.device)
 
     def _needs_hints(self, guide: "Trained | None") -> bool:
         """Whether this network, or its guide, was never trained without hints."""

@@ -1,11 +1,13 @@
 """How a run is trained, sampled and judged, where that is no matter of data, task or model."""
 
+from torch import Tensor
+
 from pointillist.engine.device import Precision
 from pointillist.engine.ema import WIDEST
 from pointillist.engine.track import TrackerName
 from pointillist.guidance import GuidanceConfig
 from pointillist.metrics.names import parse_metrics
-from pointillist.samplers import SAMPLERS
+from pointillist.samplers import GRIDS, SAMPLERS, time_grid, times_of
 from pointillist.types import Count, InputError, config
 
 
@@ -78,11 +80,17 @@ class TrainConfig:
 
 @config
 class SampleConfig:
-    """How pictures are drawn where the caller does not say otherwise."""
+    """How pictures are drawn where the caller does not say otherwise.
+
+    `steps` times are spaced by `grid` and then moved by `shift`; `times` is a grid of one's own in
+    the place of all three.
+    """
 
     sampler: str = "heun"
     steps: int = 50
     shift: float = 1.0
+    grid: str = "uniform"
+    times: tuple[float, ...] = ()
     guidance: GuidanceConfig = GuidanceConfig()
 
     def __post_init__(self) -> None:
@@ -91,6 +99,26 @@ class SampleConfig:
             raise InputError(f"sample.steps is {self.steps}; a sampler takes at least 1 step")
         if self.shift <= 0:
             raise InputError(f"sample.shift is {self.shift}; it must be above 0")
+        if self.grid not in GRIDS:
+            raise InputError(f"sample.grid is {self.grid}; there are {', '.join(GRIDS)}")
+        if self.times:
+            times_of(self.times)
+            if self.shift != 1 or self.grid != "uniform":
+                raise InputError(
+                    f"sample.times is a whole grid, but sample.shift is {self.shift:g} and "
+                    f"sample.grid {self.grid}; leave out the one or the others"
+                )
+
+    def walk(self, steps: int | None = None) -> Tensor:
+        """The times of a walk; `steps` in the place of the configuration's own."""
+        if not self.times:
+            return time_grid(self.steps if steps is None else steps, self.shift, self.grid)
+        if steps is not None and steps != len(self.times) - 1:
+            raise InputError(
+                f"steps is {steps}, but sample.times is a grid of {len(self.times) - 1} steps; "
+                f"leave steps out or set sample.times=[]"
+            )
+        return times_of(self.times)
 
 
 @config

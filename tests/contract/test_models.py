@@ -189,9 +189,11 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
     count = Count()
     with torch.no_grad():
         field = network_field(network, objective, given, size, count)
-        x = SAMPLERS[sampler](field, eps, time_grid(3))
-    assert x.shape == eps.shape and x.abs().max() < 100
-    assert count.nfe == (5 if sampler == "heun" else 3)
+        x = SAMPLERS[sampler](
+            field, eps, time_grid(3), noise=lambda i: objective.noise(draw, (2, *size), f"step {i}")
+        )
+    assert x.shape == eps.shape and x.abs().max() < 200
+    assert count.nfe == {"heun": 5, "stochastic_heun": 5, "dpmpp_2s": 4}.get(sampler, 3)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
