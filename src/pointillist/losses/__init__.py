@@ -88,7 +88,7 @@ def criterion(
     }
     weights = {name: getattr(config, name) for name in terms}
     if config.frequency.weight:
-        error = LOSSES["velocity"](guess, truth)
+        error = LOSSES["velocity"](guess, truth, velocity)
         terms["frequency"] = frequency(config.frequency, error, weight)
         weights["frequency"] = config.frequency.weight
     if config.lpips.weight:
