@@ -1,6 +1,7 @@
 """Alignment: what is learnt from a teacher, when it ends, and how a run with it goes on."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -250,7 +251,7 @@ def test_what_is_trained_and_asked_beside_the_model_is_counted():
     ("fields", "told"),
     [
         (("loss.align.block=3",), "loss.align.block is 3, but model jit has 2 blocks to align"),
-        (("loss.align.teacher=resnet",), "teacher"),
+        (("loss.align.teacher=resnet",), "loss.align.teacher"),
         (("model.patch_size=32",), "normalise is 1.0, but the model makes one token"),
     ],
 )
@@ -258,6 +259,27 @@ def test_what_cannot_be_aligned_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(InputError, match=told):
         pt.train(toy(*fields), tmp_path / "run")
     assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_a_run_is_aligned_with_a_vit_from_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "vit")
+    run = toy(f"loss.align.teacher={tmp_path / 'vit'}", "train.images=32")
+    pt.train(run, tmp_path / "run")
+    assert tensors(tmp_path / "run", "beside")["beside/projector.weight"].shape[0] == 8
+    assert all(0 < e["align"] < 2 for e in steps(tmp_path / "run") if e["event"] == "step")
+    # What it consulted is not needed to draw from it.
+    (tmp_path / "vit").rename(tmp_path / "gone")
+    assert pt.load(tmp_path / "run").sample(count=1, steps=2).shape == (1, 3, 32, 32)
+
+
+def test_a_vit_without_the_extra_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"pip install 'pointillist\[teachers\]'"):
+        pt.train(toy("loss.align.teacher=facebook/dinov2-base"), tmp_path / "run")
 
 
 def test_a_model_that_gives_no_tokens_away_is_refused():
