@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
+from pointillist.guidance import Field, pinned
 from pointillist.objective import Objective, StraightConfig, VEConfig
 from pointillist.samplers import SAMPLERS, time_grid
 from pointillist.types import Estimate
@@ -133,3 +134,20 @@ def test_by_the_picture_a_constant_oracle_is_exact_on_every_path(name, path):
         start, end = (path.alpha(t) * picture + path.sigma(t) * noise for t in times[[0, -1]])
         found = SAMPLERS[name](field, start, times)
         torch.testing.assert_close(found, end, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "path"), list(itertools.product(ORDER, PATHS)))
+def test_known_places_keep_to_their_path_while_sampling(name, path):
+    """Whatever the network says there, the state is alpha seen + sigma eps with one eps."""
+    path, walk = path(), []
+    seen, mask = torch.full((1, 1, 2), 0.6).double(), torch.tensor([[[True, False]]])
+    eps, times = torch.tensor([[[0.3, -0.8]]]).double(), time_grid(400)
+    field = pinned(Field(Gaussian(path).estimate, path), seen, mask)
+    begin = path.alpha(times[0]) * seen + path.sigma(times[0]) * eps
+    watch = lambda i, t, x, pair: walk.append((torch.tensor(t, dtype=torch.float64), x))  # noqa: E731
+    end = SAMPLERS[name](field, begin, times, watch=watch)
+    exact = name.startswith(("dpmpp", "unipc")) or path.kind == "straight"
+    for t, x in [*walk, (times[-1], end)]:
+        state = path.alpha(t) * seen + path.sigma(t) * eps
+        off = (x - state)[mask].abs().max() / (path.alpha(t) + path.sigma(t))
+        assert off < (1e-9 if exact else 0.05)
