@@ -309,9 +309,13 @@ def test_a_closed_pipe_is_no_mistake():
 
 def test_the_help_names_every_sampler():
     from pointillist import cli_words
+    from pointillist.evaluation.plan import SWEPT
+    from pointillist.metrics.names import NAMES
     from pointillist.samplers import SAMPLERS
 
     assert cli_words.SAMPLERS.split(", ") == list(SAMPLERS)
+    assert cli_words.METRICS.split(", ") == list(NAMES)
+    assert cli_words.SWEPT.split(", ") == list(SWEPT)
 
 
 KILLED = """

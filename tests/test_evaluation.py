@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,7 +128,7 @@ def test_the_report_stands_alone_and_says_how_to_repeat_it(fresh):
     page = (fresh / "plain" / "report.html").read_text()
     assert "href=" not in page and "url(" not in page and "@import" not in page
     assert page.count("src=") == page.count('src="data:') and "Nearest training pictures" in page
-    for fact in ("weights", "extractor_digest", "resize", "nfe", "seed", "split", "interval"):
+    for fact in ("weights", "extractor_digest", "resize", "nfe", "seed", "split", "times"):
         assert f"&quot;{fact}&quot;" in page
     kept = json.loads((fresh / "plain" / "report.json").read_text())
     validation = [e for e in read(fresh / "plain" / "log.jsonl") if e["event"] == "validation"][-1]
@@ -179,7 +181,9 @@ def test_runs_are_compared_where_they_were_judged_alike(fresh, tmp_path):
     table = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert table[0]["metrics"]["kid"]["n"] == 30
     evaluate(fresh / "hinted", metrics=("kid",), count=20)
-    with pytest.raises(InputError, match="hinted was evaluated with count 20, plain with 30"):
+    with pytest.raises(
+        InputError, match="kid of hinted was computed with n 20, that of plain with 30"
+    ):
         compare([fresh / "plain", fresh / "hinted"], tmp_path / "out")
     with pytest.raises(InputError, match="two runs are named plain"):
         compare([fresh / "plain", fresh / "plain"], tmp_path / "out")
@@ -199,7 +203,16 @@ def test_runs_are_compared_where_they_were_judged_alike(fresh, tmp_path):
         ("plain", {"extractor": "resnet"}, "extractor 'resnet' is not known"),
         ("plain", {"extractor": "no/where.pt"}, "no/where.pt cannot be read"),
         ("plain", {"metrics": ("velocity",), "size": (40, 40)}, "size is 40x40, but velocity"),
-        ("plain", {"at": 7}, "7"),
+        ("plain", {"at": 7}, "at is 7, but .* has 64, 128; ask for one"),
+        ("plain", {"dtype": "int8"}, "dtype is int8; it is one of float32"),
+        ("plain", {"metrics": ("kid",), "count": 5}, "kid of 5 generated pictures means nothing"),
+        ("plain", {"metrics": ("recall",), "reference": 3}, "recall of 3 real pictures means"),
+        ("plain", {"metrics": ("fid150",)}, "takes 193 or more, so name another number"),
+        ("plain", {"size": (30, 32)}, "no multiple of the patch size 4"),
+        ("plain", {"colour": 1}, "colour is no setting of an evaluation; there are metrics"),
+        ("plain", {"guidance": float("nan")}, "guidance"),
+        ("hinted", {"metrics": ("psnr",), "share": 0.0001}, "share is 0.0001, which of 1,024"),
+        ("hinted", {"metrics": ("psnr",), "share": 0.9999}, "leaves none hidden"),
         ("nowhere", {}, "nowhere is not a run folder; `pointillist train` makes one"),
     ],
 )  # fmt: skip
@@ -209,6 +222,58 @@ def test_what_means_nothing_is_refused_before_a_picture_is_drawn(runs, run, sett
 
     with pytest.raises(InputError, match=says):
         evaluate(runs / run, progress=drawn, **settings)
+
+
+def test_parts_are_used_again_only_where_nothing_that_makes_pictures_has_changed(fresh, tmp_path):
+    shutil.copytree(fresh / "plain", tmp_path / "run")
+    first = evaluate(tmp_path / "run", count=12)["kid"]
+    text = (tmp_path / "run" / "run.yaml").read_text()
+    (tmp_path / "run" / "run.yaml").write_text(text.replace("noise_scale: 1.0", "noise_scale: 3.0"))
+    assert evaluate(tmp_path / "run", count=12)["kid"] != first
+    (tmp_path / "run" / "run.yaml").write_text(text)
+    assert evaluate(tmp_path / "run", count=12)["kid"] == first
+    # A weaker network that leads away has a say as well.
+    shutil.copytree(fresh / "plain", tmp_path / "weak")
+    last = tmp_path / "weak" / "checkpoints" / "000000128"
+    last.rename(tmp_path / "later")
+    led = text.replace("guidance:\n    scale: 1.0", "guidance:\n    scale: 2.0").replace(
+        "run: ''", f"run: {tmp_path / 'weak'}"
+    )
+    (tmp_path / "run" / "run.yaml").write_text(led)
+    guided = evaluate(tmp_path / "run", count=12)
+    assert guided["recipe"]["guidance"]["scale"] == 2.0 and guided["kid"] != first
+    (tmp_path / "later").rename(last)  # the guide is trained further
+    assert evaluate(tmp_path / "run", count=12)["kid"] != guided["kid"]
+
+
+def test_two_calls_at_once_share_the_work(fresh):
+    """In processes of their own, as two shells would."""
+    command = [sys.executable, "-m", "pointillist", "evaluate", str(fresh / "plain"), "--count",
+               "40", "--json", "--out"]  # fmt: skip
+    both = [
+        subprocess.Popen([*command, str(fresh / f"{name}.json")], stdout=-1, stderr=-1, text=True)
+        for name in "ab"
+    ]
+    said = [(one.communicate(timeout=120), one.returncode) for one in both]
+    assert [code for _, code in said] == [0, 0], said
+    assert json.loads(said[0][0][0])["kid"] == json.loads(said[1][0][0])["kid"]
+
+
+def test_a_network_that_draws_one_picture_only_is_told_and_training_goes_on(tmp_path):
+    run = Run.load("debug", *TOY, "evaluate.every=64", "evaluate.count=20", "optim.lr=1e-9",
+                   "objective.noise_scale=0.001")  # fmt: skip
+    train(run, tmp_path / "run")
+    judged = [e for e in read(tmp_path / "run" / "log.jsonl") if e["event"] == "evaluation"]
+    assert [e["images"] for e in judged] == [64, 128]
+    assert all("rows are equal" in e["refused"] for e in judged)
+
+
+def test_a_sweep_is_checked_whole_before_its_first_cell(fresh):
+    drawn = []
+    for sweep, says in (("size=32,33", "no multiple"), ("guidance=1,nan", "guidance")):
+        with pytest.raises(InputError, match=says):
+            evaluate(fresh / "plain", sweeps=sweep, count=12, progress=lambda *t: drawn.append(t))
+    assert not drawn
 
 
 def test_training_judges_itself_as_evaluate_does_and_resumes_the_same(tmp_path):

@@ -146,6 +146,7 @@ def test_tiles_of_any_side_give_the_same(module, monkeypatch):
 
 
 FEW = np.ones((4, 3)) * np.arange(4)[:, None]
+TEN = np.arange(40.0).reshape(10, 4) % 7
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,8 @@ FEW = np.ones((4, 3)) * np.arange(4)[:, None]
      (lambda: kernel_distance(FEW, FEW[:1]), "b has 1 rows; a set has 2 pictures or more"),
      (lambda: kernel_distance(FEW * 0, FEW), "a: all 4 rows are equal"),
      (lambda: kernel_score(FEW, FEW * np.nan), "b: row 0 holds NaN or infinity, and 4 of 4"),
-     (lambda: kernel_score(FEW, FEW, level=95.0), "level 95.0 is not between 0 and 1"),
+     (lambda: kernel_score(FEW, FEW), "of 4 and 4 pictures has no interval; give 10 or more"),
+     (lambda: kernel_score(TEN, TEN, level=95.0), "level 95.0 is not between 0 and 1"),
      (lambda: precision_recall(FEW, FEW, 4), "k is 4, but generated has 4 pictures"),
      (lambda: precision_recall(FEW, FEW, 0), "k is 0"),
      (lambda: precision_recall(FEW, FEW[:3], 3), "k is 3, but real has 3 pictures"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointillist.metrics import psnr, ssim
+from pointillist.metrics import lpips, psnr, ssim
 from pointillist.types import InputError
 
 
@@ -100,6 +100,7 @@ def test_inverted_contrast_has_the_opposite_structure():
     assert ssim(stripes, 1 - stripes, data_range=1.0).item() == pytest.approx(-1, abs=0.01)
 
 
+LEVELS = torch.linspace(0, 255, 864).view(2, 3, 12, 12)
 X, BYTES = torch.zeros(2, 3, 12, 12), torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
 NOWHERE = torch.tensor([True, False]).view(2, 1, 1, 1).expand(2, 1, 12, 12)
 
@@ -115,6 +116,8 @@ NOWHERE = torch.tensor([True, False]).view(2, 1, 1, 1).expand(2, 1, 12, 12)
      (BYTES, X, {}, "data_range is not stated"),
      (X, X, {"data_range": 0.0}, "data_range 0.0 is not above 0"),
      (X, X, {"data_range": math.nan}, "data_range nan is not above 0"),
+     (BYTES, X, {"data_range": 255.0}, "one side has 8-bit levels and the other has not"),
+     (LEVELS, LEVELS, {"data_range": 2.0}, "data_range is 2, but values .* 255 apart; state"),
      (X, X * math.nan, {"data_range": 2.0}, "a picture holds NaN or infinity")],
 )  # fmt: skip
 def test_pictures_that_do_not_belong_together_are_one_sentence(judge, a, b, options, message):
@@ -125,7 +128,10 @@ def test_pictures_that_do_not_belong_together_are_one_sentence(judge, a, b, opti
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [(lambda: psnr(BYTES, BYTES, mask=NOWHERE), "picture 1 has no place where mask is true"),
+    [(lambda: lpips(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), data_range=1.0),
+      "LPIPS got values beyond 0.5 on either side of 0; shift"),
+     (lambda: lpips(BYTES[:, :1], BYTES[:, :1]), "LPIPS got pictures of shape"),
+     (lambda: psnr(BYTES, BYTES, mask=NOWHERE), "picture 1 has no place where mask is true"),
      (lambda: psnr(BYTES, BYTES, mask=NOWHERE[..., :5]), r"mask has shape \(2, 1, 12, 5\)"),
      (lambda: ssim(BYTES, BYTES, width=4), "width 4 of the window is not an odd number from 3 on"),
      (lambda: ssim(BYTES, BYTES, width=13), "12x12 have no room for a window of 13"),
@@ -135,3 +141,12 @@ def test_a_mask_or_window_that_does_not_fit_is_one_sentence(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_lpips_reads_levels_and_states_alike():
+    levels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    other = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    states = (levels / 127.5 - 1, other / 127.5 - 1)
+    found = lpips(levels, other)
+    torch.testing.assert_close(found, lpips(*states, data_range=2.0), rtol=1e-5, atol=1e-6)
+    assert (found > 0.05).all() and not lpips(levels, levels).any()

@@ -21,7 +21,7 @@ def test_a_metric_may_name_its_pictures_and_all_real_ones():
     assert parse_metric("kid") == Metric("kid", "kid")
     assert parse_metric("fid50k_full") == Metric("fid50k_full", "fid", 50_000, True)
     assert parse_metric("fid10k") == Metric("fid10k", "fid", 10_000, False)
-    assert parse_metric("recall_full") == Metric("recall_full", "recall", None, True)
+    assert parse_metric("recall5k") == Metric("recall5k", "recall", 5000, False)
     assert parse_metric("spread_error").score == "spread_error"
     assert Plan(metrics=("kid", "fid3k"), count=500).pictures == 3000
 
@@ -32,6 +32,7 @@ def test_a_metric_may_name_its_pictures_and_all_real_ones():
         (lambda: parse_metric("psnr10k"), "metric psnr10k is not known"),
         (lambda: parse_metric("is"), "metric is is not known; there are fid, kid"),
         (lambda: parse_metric("fid1"), "asks for 1 pictures"),
+        (lambda: parse_metric("recall5k_full"), "takes as many real pictures .* ask for recall5k"),
         (lambda: parse_metrics(()), "no metric is asked for"),
         (lambda: parse_metrics(("kid", "kid")), "one stands there twice"),
         (lambda: Plan(draws=1), "evaluate.draws is 1; it must be 2 or more"),

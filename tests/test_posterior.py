@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointillist.metrics.posterior import levels_of
+from pointillist.metrics.posterior import interval, levels_of
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.run import Run
 from pointillist.sample import untrained
@@ -50,6 +50,17 @@ def test_quantiles_and_intervals_are_the_same_order_statistics():
     found = np.quantile(draws.numpy(), 0.33, axis=0, method="weibull")
     np.testing.assert_allclose(post.quantile(0.33).numpy(), found, rtol=1e-5, atol=1e-6)
     assert torch.equal(Posterior.of(draws[:1]).quantile(0.5), draws[0])
+
+
+def test_a_place_without_domain_has_no_quantile_and_no_interval():
+    draws = torch.arange(9.0)[:, None].repeat(1, 2)
+    draws[4, 1] = torch.nan
+    post = Posterior.of(draws)
+    low, high = post.interval(0.8)
+    assert post.quantile(0.1).isnan().tolist() == [False, True] == low.isnan().tolist()
+    assert post.quantile(0.9)[0] == high[0] == 8.0
+    whole, _ = interval(np.arange(9), 0.8)  # whole numbers will do
+    assert whole == 0.0
 
 
 def test_only_hidden_places_are_judged_unless_told_otherwise():

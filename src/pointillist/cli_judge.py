@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pointillist.cli_words import AsJson, parse_interval
+from pointillist.cli_words import METRICS, SAMPLERS, SWEPT, AsJson, parse_interval
 from pointillist.types import InputError, parse_count, parse_size
 
 judge_app = typer.Typer()
@@ -15,24 +15,37 @@ judge_app = typer.Typer()
 @judge_app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    metrics: Annotated[str | None, typer.Option(help="As kid,fid10k_full,velocity.")] = None,
-    count: Annotated[str | None, typer.Option(help="How many pictures, as 5k.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Real pictures; 0 all.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of the real ones: train or test.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help=f"Some of {METRICS}; or as fid10k_full.", show_default=False)
+    ] = None,
+    count: Annotated[str | None, typer.Option(help="Pictures behind each metric, as 5k.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Real pictures to compare with; 0: all.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Where the real ones are from: train or test.")
+    ] = None,
     extractor: Annotated[
         str | None,
-        typer.Option(help="Of features: inception, pixels, or the path of Inception's file."),
+        typer.Option(help="What makes features: inception, its file, or pixels."),
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(help="KEY=A,B for ema, guidance, interval, steps, ...")
+        list[str] | None,
+        typer.Option(help=f"KEY=A,B judges every combination; KEY one of {SWEPT}."),
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="Of every picture with hints.")] = None,
-    share: Annotated[float | None, typer.Option(help="Of the pixels that are known.")] = None,
-    at: Annotated[str | None, typer.Option(help="The checkpoint, by its images.")] = None,
-    ema: Annotated[str | None, typer.Option(help="Which average; 0 the raw weights.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Reconstructions of each held-out picture.")
+    ] = None,
+    share: Annotated[float | None, typer.Option(help="Share of its pixels that is known.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Which checkpoint, by its images (default: newest).")
+    ] = None,
+    ema: Annotated[
+        str | None, typer.Option(help="Which average: a decay, power:WIDTH, or 0 for the weights.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     interval: Annotated[str | None, typer.Option(help="LO,HI: times that are guided.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Another sampler.")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     sizes: Annotated[
         str | None, typer.Option(help="HxW of the generated; several as 32,64 are swept.")

@@ -9,10 +9,15 @@ from pointillist.types import InputError
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, as a.b=value.")
 ]
-# Named here, as --help should not have to import torch; a test holds them against the samplers.
+# Named here, as --help should not have to import torch; a test holds them against what there is.
 SAMPLERS = (
     "euler, heun, ab2, ab2_even, lms, dpmpp_2m, dpmpp_2s, unipc, euler_maruyama, stochastic_heun"
 )
+METRICS = (
+    "fid, kid, precision, recall, psnr, psnr_whole, psnr_draw, ssim, lpips, crps, coverage, "
+    "spread_error, velocity, hinted"
+)
+SWEPT = "ema, guidance, interval, sampler, steps, seed, at, size"
 AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
 
 

@@ -61,6 +61,7 @@ def line(event: dict[str, Any]) -> str:
             for name, value in event.items()
             if f"{name}_low" in event
         )
+        figures = event.get("refused", figures)
         return f"{event['images']:>9} images  evaluation  {figures}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from pointillist.data.source import Source
 from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
-from pointillist.evaluation import check, enough, judge, open_split, plan_of
+from pointillist.evaluation import check_run, enough, judge, open_split, plan_of
 from pointillist.metrics.features import open_extractor
-from pointillist.metrics.names import GENERATED, parse_metrics
+from pointillist.metrics.names import GENERATED
 from pointillist.models import Network
 from pointillist.pictures import contact_sheet, flat, save_png
 from pointillist.request import Ask
@@ -22,7 +23,7 @@ from pointillist.run import Run
 from pointillist.runfolder import load_weights
 from pointillist.sample import Origin, Trained
 from pointillist.tasks import HintsConfig, show
-from pointillist.types import Given, Spec
+from pointillist.types import Given, InputError, Spec
 from pointillist.validation import TIMES, held_out, held_out_hints, velocity_loss
 
 
@@ -131,19 +132,26 @@ class Judging:
         self.plan = plan_of(run.evaluate, dtype=run.train.precision, batch=run.train.at_once)
         if not run.evaluate.every:
             return
-        check(run, spec, self.plan)
-        if any(metric.score in GENERATED for metric in parse_metrics(self.plan.metrics)):
+        check_run(run, spec, self.plan)
+        if self.plan.of(GENERATED):
             extractor = open_extractor(self.plan.extractor, device)
             enough(self.plan, extractor, len(open_split(run, self.plan)))
 
-    def __call__(self, model: nn.Module, ema: EMA, images: int) -> dict[str, float]:
-        """Every score and the ends of its interval, by name."""
+    def __call__(self, model: nn.Module, ema: EMA, images: int) -> dict[str, Any]:
+        """Every score and the ends of its interval, by name.
+
+        What cannot be judged now, such as a network that draws one picture only, is said in the
+        place of scores: training goes on.
+        """
         # What an interruption leaves is used on resume; what is finished is worth nothing more.
         work = self.out / "evaluating"
         with Borrowed(model, ema):
             trained = Trained(self.run, self.spec, model, self.device)
             trained.origin = Origin(self.out, images, self.run.train.ema[0])
-            found = judge(trained, self.plan, work, self.out.parent / "references").scores
+            try:
+                found = judge(trained, self.plan, work, self.out.parent / "references").scores
+            except InputError as error:
+                return {"refused": str(error)}
         shutil.rmtree(work, ignore_errors=True)
         ends = {f"{name}_{end}": getattr(score, end) for name, score in found.items()
                 for end in ("low", "high")}  # fmt: skip

@@ -26,6 +26,7 @@ img, svg { max-width: 100%; height: auto } svg.chart { color: inherit }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem 1rem; text-align: right; border-bottom: 1px solid #8886 }
 td:first-child, th:first-child { text-align: left; padding-left: 0 }
+tbody th { font-weight: normal }
 .wide { overflow-x: auto } pre { overflow-x: auto; padding: .8rem; background: #8882 }
 """
 
@@ -46,7 +47,7 @@ def page(title: str, sections: Iterable[str]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+        f"<body><main><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -59,8 +60,13 @@ def section(heading: str, *parts: str) -> Html:
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> Html:
     """Cells of text or numbers: four digits of a fraction, a dash for None."""
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in header)
-    lines = "\n".join("<tr>" + "".join(f"<td>{cell(one)}</td>" for one in row) + "</tr>"
-                      for row in rows)  # fmt: skip
+    lines = "\n".join(
+        "<tr>" + "".join(
+            f"<td>{cell(one)}</td>" if at else f'<th scope="row">{cell(one)}</th>'
+            for at, one in enumerate(row)
+        ) + "</tr>"
+        for row in rows
+    )  # fmt: skip
     return Html(f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
                 f"<tbody>{lines}</tbody></table></div>")  # fmt: skip
 

@@ -110,7 +110,9 @@ class Posterior:
         place = min(max(place, 1.0), float(self.count))
         below = min(int(place), self.count - 1) if self.count > 1 else 1
         above = min(below + 1, self.count)
-        return torch.lerp(ordered[below - 1], ordered[above - 1], place - below)
+        found = torch.lerp(ordered[below - 1], ordered[above - 1], place - below)
+        # NaN sorts last, so at a place without domain a lower quantile could look like a number.
+        return found.masked_fill(self.draws.isnan().any(0), torch.nan)
 
     def interval(self, level: float) -> tuple[Values, Values]:
         """[k-th smallest, k-th largest], which covers the level exactly; other levels are refused.

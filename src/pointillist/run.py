@@ -86,11 +86,13 @@ class Run:
                 f"no guidance; set the scale too"
             )
         if guidance.automatic:
-            if self.train.grid:
-                raise InputError(
-                    "sample.guidance.auto is set, but the sheets that training draws have no "
-                    "weaker network; set train.grid=0, or give sample.guidance.auto when sampling"
-                )
+            for field, value in (("train.grid", self.train.grid),
+                                 ("evaluate.every", self.evaluate.every)):  # fmt: skip
+                if value:
+                    raise InputError(
+                        f"sample.guidance.auto is set, but what training draws has no weaker "
+                        f"network; set {field}=0, or give sample.guidance.auto when sampling"
+                    )
             return
         if guidance.scale != 1 and not spec.classes:
             raise InputError(

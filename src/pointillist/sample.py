@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pointillist.draws import Draw
-from pointillist.engine.device import autocast, is_out_of_memory, pick_device
+from pointillist.engine.device import DTYPES, autocast, is_out_of_memory, pick_device
 from pointillist.guidance import (
     AutoConfig,
     Count,
@@ -43,6 +43,16 @@ class Origin(NamedTuple):
     folder: Path
     images: int
     ema: float | str
+
+
+class Prepared(NamedTuple):
+    """A request with everything decided: grid, sampler, times, guidance and its network if any."""
+
+    size: tuple[int, ...]
+    sampler: str
+    times: Tensor
+    guidance: GuidanceConfig
+    guide: "Trained | None"
 
 
 class Trained:
@@ -149,26 +159,7 @@ class Trained:
 
         `numbers`, one a picture, take the place of 0, 1, 2, ...: so a call goes on from another.
         """
-        run = self.run.sample
-        if getattr(self.run.model, "learn_sigma", False):
-            raise InputError(
-                "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
-                "this version does not sample; call the network itself (`pt.load(RUN).network`)"
-            )
-        size = tuple(ask.size or self.spec.size)
-        if len(size) != len(self.spec.size):
-            raise InputError(
-                f"size {'x'.join(map(str, size))} has {len(size)} axes; the run has "
-                f"{len(self.spec.size)}"
-            )
-        if ask.count < 1 or ask.batch < 1:
-            raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
-        if ask.seed < 0:
-            raise InputError(f"seed is {ask.seed}; it must be 0 or more")
-        sampler = ask.sampler or run.sampler
-        check_sampler(sampler)
-        times = run.walk(ask.steps)
-        guidance, guide = self._guidance(ask, guide, size)
+        size, sampler, times, guidance, guide = self.prepare(ask, guide)
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
         seen = mask = None
@@ -217,6 +208,30 @@ class Trained:
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))
         return Samples(torch.cat(parts), labels, nfe)
+
+    def prepare(self, ask: Ask, guide: "Trained | None" = None) -> Prepared:
+        """What the request and the run say together; InputError where it cannot be answered."""
+        if getattr(self.run.model, "learn_sigma", False):
+            raise InputError(
+                "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
+                "this version does not sample; call the network itself (`pt.load(RUN).network`)"
+            )
+        size = tuple(ask.size or self.spec.size)
+        if len(size) != len(self.spec.size):
+            raise InputError(
+                f"size {'x'.join(map(str, size))} has {len(size)} axes; the run has "
+                f"{len(self.spec.size)}"
+            )
+        if ask.count < 1 or ask.batch < 1:
+            raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
+        if ask.seed < 0:
+            raise InputError(f"seed is {ask.seed}; it must be 0 or more")
+        if ask.dtype not in DTYPES:
+            raise InputError(f"dtype is {ask.dtype}; it is one of {', '.join(DTYPES)}")
+        sampler = ask.sampler or self.run.sample.sampler
+        check_sampler(sampler)
+        times = self.run.sample.walk(ask.steps)
+        return Prepared(size, sampler, times, *self._guidance(ask, guide, size))
 
     def _noise(self, draw: Draw, shape: tuple[int, ...], step: int | None = None) -> Tensor:
         """What a walk begins with, or adds in a step: a function of seed, picture and step."""

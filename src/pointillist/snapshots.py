@@ -89,7 +89,9 @@ def reconstruct(
     updates = {path: _updates(path) for path in [*before, source]}
     if not updates[source]:
         raise InputError(f"{source} is from before the first update; there is nothing to average")
-    places = [(path, own) for path, t in updates.items() if t for own in run.train.ema_power]
+    # Of snapshots with no update between them one is enough: equal profiles cannot be told apart.
+    distinct = {t: path for path, t in updates.items() if t}
+    places = [(path, own) for path in distinct.values() for own in run.train.ema_power]
     profiles = [Profile(updates[path], gamma_of(own)) for path, own in places]
     found = fit(profiles, Profile(updates[source], gamma_of(width)))
     if found.error > WORST:
@@ -136,9 +138,14 @@ def _updates(path: Path) -> int:
 
 def _at(found: list[Path], at: int | None, folder: Path) -> Path:
     """The newest, or that of an image count."""
+    kept = found
     if at is not None:
         found = [path for path in found if int(path.name) == at]
+    if not found and kept:
+        raise InputError(
+            f"at is {at}, but {folder} has {', '.join(str(int(path.name)) for path in kept)}; ask "
+            f"for one of them"
+        )
     if not found:
-        raise InputError(f"{folder} has no complete checkpoint{'' if at is None else f' at {at}'}; "
-                         f"train it first")  # fmt: skip
+        raise InputError(f"{folder} has no complete checkpoint; train it first")
     return found[-1]

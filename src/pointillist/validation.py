@@ -1,7 +1,7 @@
 """How well a network denoises data it was not trained on, at fixed times and noise."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,13 +20,13 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def held_out(
-    source: Source, count: int, refused: Callable[[Refused], None] | None = None
+    source: Source, count: int, refused: Callable[[Refused], None] | None = None, first: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """The first `count` samples in the network's units, and their labels.
+    """`count` samples from the `first` on in the network's units, and their labels.
 
     `refused` hears of every file that could not be read and gave way to another.
     """
-    rows = source.rows(range(min(count, len(source))))
+    rows = source.rows(range(first, min(first + count, len(source))))
     if refused is not None:
         for file in rows.refused:
             refused(file)
@@ -41,18 +41,32 @@ def validation_noise(
     return objective.noise(Draw(0, index), size, "validation")
 
 
-def held_out_hints(task: HintsConfig, x: State) -> Bool[Tensor, "b 1 *space"]:
+def held_out_hints(task: HintsConfig, x: State, first: int = 0) -> Bool[Tensor, "b 1 *space"]:
     """Which pixels of held-out pictures are known, the same in every run with that task."""
-    return task.mask(Draw(0, torch.arange(x.shape[0])), tuple(x.shape[2:]), absent=False)
+    number = torch.arange(first, first + x.shape[0])
+    return task.mask(Draw(0, number), tuple(x.shape[2:]), absent=False)
+
+
+class Errors(NamedTuple):
+    """Squared errors of every picture summed over the places that count, at each time."""
+
+    squares: Float[Tensor, "t b"]
+    places: Int[Tensor, " b"]
+
+    def losses(self) -> Float[Tensor, "t b"]:
+        """Of each picture over the mean number of places, so that their mean is that of all."""
+        if not self.places.any():
+            raise InputError("every pixel of the held-out pictures is known; leave some hidden")
+        return self.squares / self.places.double().mean()
 
 
 def velocity_loss(*asked: Any, **more: Any) -> list[float]:
-    """The mean over pictures of `velocity_losses`, one number a time."""
-    return velocity_losses(*asked, **more).mean(1).tolist()
+    """The mean of `velocity_errors` over pictures and places, one number a time."""
+    return velocity_errors(*asked, **more).losses().mean(1).tolist()
 
 
 @torch.no_grad()
-def velocity_losses(
+def velocity_errors(
     network: Network,
     objective: Interpolant,
     x: Tensor,
@@ -60,24 +74,24 @@ def velocity_losses(
     times: Sequence[float] = TIMES,
     batch: int = 256,
     known: Bool[Tensor, "b 1 *space"] | None = None,
-) -> Float[Tensor, "t b"]:
-    """Squared error of the velocity at each time and of each picture, whose noise is fixed.
+    first: int = 0,
+) -> Errors:
+    """Errors of the velocity, whose noise is fixed by the number of the picture, from `first` on.
 
     The clamp of the loss is left out, so the figure compares with any other denoiser's. Where
-    pixels are `known` the network sees them, and the error is that of the others: of each picture
-    over the mean number of them, so that the mean of all pictures is that of all hidden places.
+    pixels are `known` the network sees them, and the error is that of the others.
     """
-    total, places = torch.zeros(len(times), x.shape[0], dtype=torch.float64), 0
-    for first in range(0, x.shape[0], batch):
-        part = x[first : first + batch].to(network.device)
-        index = torch.arange(first, first + part.shape[0])
-        eps = validation_noise(objective, index, tuple(part.shape[1:])).to(part.device)
+    squares = torch.zeros(len(times), x.shape[0], dtype=torch.float64)
+    places = torch.zeros(x.shape[0], dtype=torch.long)
+    for index in torch.arange(x.shape[0]).split(batch):
+        part = x[index].to(network.device)
+        eps = validation_noise(objective, first + index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
         hidden = torch.ones_like(part[:, :1], dtype=torch.bool)
         if known is not None:
             hidden = ~known[index].to(part.device)
             given = show(given, part, ~hidden)
-        places += int(hidden.sum())
+        places[index] = hidden.flatten(1).sum(1).cpu()
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)
             xt = objective.mix(part, eps, t)
@@ -85,7 +99,5 @@ def velocity_losses(
             found = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t)
             error = found - objective.velocity(Estimate(part, eps), t)
             square = error.double().square().mean(1, keepdim=True) * hidden
-            total[i, index] = square.flatten(1).sum(1).cpu()
-    if not places:
-        raise InputError("every pixel of the held-out pictures is known; leave some hidden")
-    return total / (places / x.shape[0])
+            squares[i, index] = square.flatten(1).sum(1).cpu()
+    return Errors(squares, places)

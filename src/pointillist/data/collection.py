@@ -254,7 +254,9 @@ class Lazy:
         self, config: PicturesConfig, items: list[Item], spec: Spec, refused: Sequence[Refused] = ()
     ) -> None:
         self.config, self.items, lost = config, [], list(refused)
-        digest = hashlib.blake2b(digest_size=16)
+        # The files, and what is made of them: the same ones at another size are other data.
+        made = f"{spec.channels} {spec.size} {config.fit} {config.enlarge}\n"
+        digest = hashlib.blake2b(made.encode(), digest_size=16)
         for item in items:
             try:
                 size = config.weigh(item)

@@ -15,8 +15,11 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go even when the process is killed."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the folder; the system lets go even when the process is killed.
+
+    With `wait` until another process lets go of it, otherwise InputError where one holds it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
@@ -24,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InputError(
                 f"{folder} is in use by another run; wait for it or choose another --out"

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pointillist.evaluation.check import check_run, enough, open_split
 from pointillist.evaluation.compare import compare
 from pointillist.evaluation.generated import Progress
-from pointillist.evaluation.judge import Verdict, check, enough, judge, open_split, quiet
+from pointillist.evaluation.judge import Verdict, judge, quiet
 from pointillist.evaluation.plan import Plan, parse_sweeps, plan_of
 from pointillist.evaluation.report import write_report
 from pointillist.evaluation.sweep import Cell, sweep, write_sweep
@@ -18,7 +19,7 @@ __all__ = [
     "Cell",
     "Plan",
     "Verdict",
-    "check",
+    "check_run",
     "compare",
     "enough",
     "evaluate",
@@ -45,9 +46,9 @@ def evaluate(
     stay in RUN/evaluations, so the same call again, or one that was interrupted, goes on from them;
     statistics of real pictures stay beside the run, in `references`, for other runs too.
     """
-    folder = Path(run)
+    folder = Path(run).resolve()
     if not (folder / "run.yaml").is_file():
-        raise InputError(f"{folder} is not a run folder; `pointillist train` makes one")
+        raise InputError(f"{run} is not a run folder; `pointillist train` makes one")
     wanted = parse_sweeps(sweeps)
     for key in wanted:
         if settings.get(key) is not None:

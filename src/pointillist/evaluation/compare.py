@@ -14,19 +14,17 @@ from pointillist.run import Run
 from pointillist.runfolder import read_spec
 from pointillist.types import InputError
 
-# What has to be equal for two figures to mean the same thing.
-SAME = ("count", "reference", "split", "data", "extractor_digest", "resize", "draws", "share",
-        "held_out", "size")  # fmt: skip
-
 
 class Row(NamedTuple):
     """One run, as its report and its configuration tell of it."""
 
     name: str
     metrics: dict[str, Score]
+    about: dict[str, dict[str, Any]]  # for each metric what must be equal for figures to compare
     recipe: dict[str, Any]
+    device: str
     drawn_per_second: float | None  # None: no picture was drawn for these metrics
-    peak_memory_bytes: float
+    peak_memory_bytes: float | None
     parameters: int
     macs: int
 
@@ -42,23 +40,23 @@ def read_row(folder: Path) -> Row:
         raise InputError(f"{folder} is not a run folder; `pointillist train` makes one")
     if not report.is_file():
         raise InputError(f"{report} is missing; call `pointillist evaluate {folder}` first")
+    facts = describe(Run.load(folder), read_spec(folder))
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
-        if "sweep" in found:
-            raise InputError(
-                f"{report} is of a sweep; call `pointillist evaluate {folder}` with the one "
-                f"setting that is to be compared"
-            )
-        recipe, speed = found.pop("recipe"), found.pop("speed")
-        metrics = {name: Score(**score) for name, score in found.items()}
-        drawn, memory = speed.get("drawn_per_second"), speed["peak_memory_bytes"]
+        recipe, speed = dict(found.pop("recipe")), dict(found.pop("speed"))
+        metrics = {
+            name: Score(float(one["value"]), float(one["low"]), float(one["high"]), int(one["n"]))
+            for name, one in found.items()
+        }
+        about = {name: dict(recipe["about"][name]) for name in metrics}
+        drawn = {name: float(speed[name]) for name in speed}
+        device = str(recipe["device"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{report} is damaged ({error}); evaluate {folder} again") from None
-    facts = describe(Run.load(folder), read_spec(folder))
-    return Row(folder.resolve().name, metrics, recipe, drawn, memory, facts["parameters"],
-               facts["macs"])  # fmt: skip
+        raise InputError(f"{report} is damaged ({error!r}); evaluate {folder} again") from None
+    return Row(
+        folder.resolve().name, metrics, about, recipe, device, drawn.get("drawn_per_second"),
+        drawn.get("peak_memory_bytes"), facts["parameters"], facts["macs"],
+    )  # fmt: skip
 
 
 def comparable(rows: list[Row]) -> list[str]:
@@ -68,16 +66,18 @@ def comparable(rows: list[Row]) -> list[str]:
     if len(set(names)) < len(rows):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two runs are named {twice}; name each run once, or rename a folder")
-    for row in rows[1:]:
-        for key in SAME:
-            if row.recipe.get(key) != first.recipe.get(key):
-                raise InputError(
-                    f"{row.name} was evaluated with {key} {row.recipe.get(key)}, {first.name} with "
-                    f"{first.recipe.get(key)}; evaluate them alike"
-                )
     shared = [name for name in first.metrics if all(name in row.metrics for row in rows)]
     if not shared:
         raise InputError("the runs have no metric in common; evaluate them with the same --metrics")
+    for row in rows[1:]:
+        for name in shared:
+            ours, theirs = ({**one.about[name], "n": one.metrics[name].n} for one in (first, row))
+            for key in ours.keys() | theirs.keys():
+                if ours.get(key) != theirs.get(key):
+                    raise InputError(
+                        f"{name} of {row.name} was computed with {key} {theirs.get(key)}, that of "
+                        f"{first.name} with {ours.get(key)}; evaluate them alike"
+                    )
     return shared
 
 
@@ -94,7 +94,11 @@ def compare(folders: list[Path], out: Path) -> list[Row]:
     ]
     cost: list[list[Any]] = [
         ["pictures drawn a second", *(row.drawn_per_second for row in rows)],
-        ["peak memory, MB", *(row.peak_memory_bytes / 1e6 for row in rows)],
+        [
+            "peak memory in drawing, MB",
+            *(row.peak_memory_bytes and row.peak_memory_bytes / 1e6 for row in rows),
+        ],
+        ["on", *(row.device for row in rows)],
         ["parameters, M", *(row.parameters / 1e6 for row in rows)],
         ["GMAC an evaluation and picture", *(row.macs / 1e9 for row in rows)],
     ]
@@ -106,15 +110,16 @@ def compare(folders: list[Path], out: Path) -> list[Row]:
 
 
 def drawn(rows: list[Row], name: str) -> list[str]:
-    """The first metric over pictures a second; nothing where some run drew none."""
+    """The first metric over pictures a second, where all were drawn on one kind of device."""
     points = {
         row.name: Point(row.drawn_per_second, score.value, score.low, score.high)
         for row in rows
         for score in (row.metrics[name],)
-        if row.drawn_per_second
+        if row.drawn_per_second and row.device == rows[0].device
     }
     if len(points) < len(rows):
-        return ["No figure: these metrics draw no picture, so there is no speed to show them over."]
+        return ["No figure: not every run drew pictures for these metrics on the same device, so "
+                "there is no speed to show them over."]  # fmt: skip
     return [
         section("Figure", figure(compare_figure(points, metric=name, n=rows[0].metrics[name].n)))
     ]

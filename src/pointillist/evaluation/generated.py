@@ -13,15 +13,17 @@ from torch import Tensor
 
 from pointillist.data.source import Source
 from pointillist.draws import permutation
+from pointillist.engine.device import memory_in_use
+from pointillist.engine.session import locked
 from pointillist.evaluation.neighbours import real_pictures
 from pointillist.evaluation.parts import Parts, remembered
-from pointillist.evaluation.plan import Plan, digest
+from pointillist.evaluation.plan import KEPT, Plan, digest
 from pointillist.metrics.features import Extractor, Features
 from pointillist.metrics.frechet import frechet_score
 from pointillist.metrics.interval import Score, share_score
 from pointillist.metrics.kernel import kernel_score
 from pointillist.metrics.names import Metric
-from pointillist.metrics.neighbours import precision_recall
+from pointillist.metrics.neighbours import PrecisionRecall, precision_recall
 from pointillist.metrics.reference import ReferenceFacts, reference
 from pointillist.pictures import levels
 from pointillist.sample import Trained
@@ -37,8 +39,7 @@ class Generated(NamedTuple):
     total: int
     pictures: UInt8[Tensor, "k c h w"]
     nfe: int
-    drawn_per_second: float
-    features_per_second: float
+    speed: dict[str, float]
 
     def portions(self, n: int) -> Iterator[Float[Tensor, "b d"]]:
         """Features of the first n pictures, a part at a time."""
@@ -62,29 +63,38 @@ def generate(
         begun = time.perf_counter()
         found = trained.answer(plan.ask(number), numbers=torch.arange(first, first + number))
         pictures, middle = levels(found.x), time.perf_counter()
+        held = memory_in_use()
         features = torch.cat([extractor(some) for some in pictures.split(plan.batch)])
-        seconds = torch.tensor([[middle - begun, time.perf_counter() - middle]])
+        seconds = [middle - begun, time.perf_counter() - middle, held]
         shown = {"pictures": pictures[: SHOWN - first]} if first < SHOWN else {}
-        nfe = torch.tensor([found.nfe])
-        return {"features": features, "seconds": seconds, "nfe": nfe, **shown}
+        cost = {
+            "cost": torch.tensor([seconds], dtype=torch.float64),
+            "nfe": torch.tensor([found.nfe]),
+        }
+        return {"features": features, **cost, **shown}
 
     parts, count = Parts(folder), plan.pictures
     parts.fill(count, make, lambda n: progress("pictures", n, count))
-    # Kept with the parts, so that speeds are told of pictures that lay ready, too.
-    drawing, seeing = parts.all("seconds", count).sum(0).tolist()
-    pictures, nfe = parts.all("pictures", count), int(parts.all("nfe", count)[0])
-    return Generated(parts, count, pictures, nfe, count / drawing, count / seeing)
+    # Kept with the parts, so that the cost is told of pictures that lay ready, too.
+    cost = parts.all("cost", count)
+    speed = {
+        "drawn_per_second": count / float(cost[:, 0].sum()),
+        "features_per_second": count / float(cost[:, 1].sum()),
+        "peak_memory_bytes": float(cost[0, 2]),
+    }
+    nfe = int(parts.all("nfe", count)[0])
+    return Generated(parts, count, parts.all("pictures", count), nfe, speed)
 
 
 def real_features(
-    source: Source, plan: Plan, extractor: Extractor, folder: Path, progress: Progress,
-    full: bool, keep: bool,
-) -> Features:  # fmt: skip
+    source: Source, plan: Plan, extractor: Extractor, folder: Path, progress: Progress, full: bool
+) -> Features:
     """Statistics of real pictures, kept under `folder` by data and extractor for every later time.
 
     They come in a random order that belongs to the set, so that fewer of them are a fair sample.
+    The features of each are kept too, up to KEPT of them.
     """
-    n = len(source) if full or not plan.reference else min(plan.reference, len(source))
+    n = plan.real(len(source), full)
     order = permutation(0, 0, "reference pictures", len(source)).tolist()
 
     def batches() -> Iterable[Tensor]:
@@ -97,38 +107,41 @@ def real_features(
     facts = ReferenceFacts.of(extractor, fingerprint, plan.split, n)
     name = f"{extractor.name}-{plan.split}-{n}-{digest(facts.as_dict())}"
     unfinished = folder / f"{name}.unfinished"
-    found = reference(
-        folder / name, remembered(extractor, unfinished), batches,
-        fingerprint=fingerprint, split=plan.split, count=n, keep=keep,
-    )  # fmt: skip
-    shutil.rmtree(unfinished, ignore_errors=True)
+    with locked(unfinished, wait=True):  # who comes second finds it finished
+        found = reference(
+            folder / name, remembered(extractor, unfinished), batches,
+            fingerprint=fingerprint, split=plan.split, count=n, keep=n <= KEPT,
+        )  # fmt: skip
+        shutil.rmtree(unfinished, ignore_errors=True)
     return found
 
 
 def scores(
-    asked: tuple[Metric, ...],
-    plan: Plan,
-    fake: Generated,
-    real: Callable[[bool, bool], Features],
+    asked: tuple[Metric, ...], plan: Plan, fake: Generated, real: Callable[[bool], Features]
 ) -> dict[str, Score]:
     """Every metric of generated pictures that the plan names, with its 95 % interval.
 
-    `real(full, keep)` gives the statistics of real pictures, with their features where `keep`.
+    `real(full)` gives the statistics of real pictures.
     """
     found: dict[str, Score] = {}
+    shares: dict[int, PrecisionRecall] = {}
     for metric in asked:
-        n = metric.pictures or plan.count
+        n, theirs = metric.pictures or plan.count, real(metric.full)
         if metric.score == "fid":
-            # With the features if another metric needs them: they are not to be made twice.
-            keep = any(one.score != "fid" and one.full == metric.full for one in asked)
-            against = real(metric.full, keep).moments
+            # Without their features the real pictures stay as they are in the interval.
+            against = theirs.moments if theirs.rows is None else partial(_portions, theirs.rows)
             found[metric.name] = frechet_score(partial(fake.portions, n), against)
             continue
-        ours, theirs = fake.features(n), real(metric.full, True).rows
-        assert theirs is not None
+        assert theirs.rows is not None  # `enough` refuses more pictures than are kept
         if metric.score == "kid":
-            found[metric.name] = kernel_score(ours, theirs)
-        else:
-            shares = precision_recall(ours, theirs[:n])
-            found[metric.name] = share_score(getattr(shares, metric.score), min(n, len(theirs)))
+            found[metric.name] = kernel_score(fake.features(n), theirs.rows)
+            continue
+        n = min(n, theirs.moments.n)  # as many of each: both shares depend on both numbers
+        if n not in shares:
+            shares[n] = precision_recall(fake.features(n), theirs.rows[:n])
+        found[metric.name] = share_score(getattr(shares[n], metric.score), n)
     return found
+
+
+def _portions(rows: Float[Tensor, "n d"]) -> Iterable[Float[Tensor, "b d"]]:
+    return rows.split(1024)

@@ -2,36 +2,40 @@
 
 import dataclasses
 import hashlib
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pointillist.data.source import Source
 from pointillist.engine.device import autocast
+from pointillist.engine.session import locked
+from pointillist.evaluation.check import check, enough, open_split
 from pointillist.evaluation.generated import Generated, Progress, generate, real_features
 from pointillist.evaluation.generated import scores as generated_scores
 from pointillist.evaluation.plan import Plan, digest
 from pointillist.evaluation.restored import Restored, restore
 from pointillist.evaluation.restored import scores as restored_scores
-from pointillist.metrics.features import Extractor, Features, open_extractor
+from pointillist.metrics.features import open_extractor
 from pointillist.metrics.interval import Score, bootstrap_mean
 from pointillist.metrics.names import DENOISED, GENERATED, RESTORED, Metric, parse_metrics
-from pointillist.run import Run
+from pointillist.run import to_dict
 from pointillist.sample import Trained
 from pointillist.tasks import HintsConfig
-from pointillist.types import InputError, Spec
-from pointillist.validation import TIMES, held_out, held_out_hints, velocity_losses
-from pointillist.version import __version__, made_by
+from pointillist.validation import TIMES, Errors, held_out, held_out_hints, velocity_errors
+from pointillist.version import made_by
+
+PORTION = 1024  # held-out pictures in memory together
 
 
 class Verdict(NamedTuple):
-    """Scores by the names they were asked for, how to repeat them, and pictures to look at."""
+    """Scores by the names they were asked for, how to repeat them, and pictures to look at.
+
+    `about` holds for every metric what has to be equal for figures of two runs to compare.
+    """
 
     scores: dict[str, Score]
+    about: dict[str, dict[str, Any]]
     recipe: dict[str, Any]
     speed: dict[str, float]
     generated: Generated | None = None
@@ -40,7 +44,7 @@ class Verdict(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """metric -> {value, low, high, n}, and the recipe beside them."""
         scores = {name: score._asdict() for name, score in self.scores.items()}
-        return {**scores, "recipe": self.recipe, "speed": self.speed}
+        return {**scores, "recipe": {**self.recipe, "about": self.about}, "speed": self.speed}
 
 
 def quiet(what: str, done: int, of: int) -> None:
@@ -54,47 +58,49 @@ def judge(
 
     Both are found again by what they were made of, so an interrupted or repeated call goes on.
     """
-    asked = parse_metrics(plan.metrics)
-    check(trained.run, trained.spec, plan)
+    check(trained, plan)
     recipe, begun = recipe_of(trained, plan), time.perf_counter()
     made: dict[str, Score] = {}
+    about: dict[str, dict[str, Any]] = {}
     speed: dict[str, float] = {}
     drawn = rebuilt = None
-    if of_generated := tuple(metric for metric in asked if metric.score in GENERATED):
-        extractor = open_extractor(plan.extractor, trained.device)
-        source = open_split(trained.run, plan)
-        enough(plan, extractor, len(source))
-        of_features = {
-            "extractor": extractor.name, "extractor_digest": extractor.digest,
-            "resize": extractor.resize,
-        }  # fmt: skip
-        where = folder / digest({"version": __version__, **recipe, **of_features})
-        drawn = generate(trained, plan, extractor, where, progress)
-
-        def real(full: bool, keep: bool) -> Features:
-            return real_features(source, plan, extractor, shared, progress, full, keep)
-
-        made |= generated_scores(of_generated, plan, drawn, real)
-        recipe |= {"nfe": drawn.nfe, "count": plan.count, "reference": plan.reference,
-                   "split": plan.split, "data": source.spec.fingerprint, **of_features}  # fmt: skip
-        speed |= {"drawn_per_second": drawn.drawn_per_second,
-                  "features_per_second": drawn.features_per_second}  # fmt: skip
-    if of_restored := tuple(metric for metric in asked if metric.score in RESTORED):
-        test = trained.run.data.open("test")
-        protocol = {"draws": plan.draws, "share": plan.share, "held_out": test.spec.fingerprint}
-        where = folder / digest({"version": __version__, **recipe_of(trained, plan), **protocol})
-        rebuilt = restore(trained, test, plan, where, progress)
-        made |= restored_scores(of_restored, rebuilt.values)
-        recipe |= {"count": plan.count, **protocol}
-        speed.setdefault("drawn_per_second", rebuilt.drawn_per_second)
-    for metric in asked:
-        if metric.score in DENOISED:
-            made |= denoised(trained, plan, metric)
-            recipe["count"] = plan.count
-    speed |= {"seconds": time.perf_counter() - begun, "peak_memory_bytes": peak(trained.device)}
+    of_generated, of_restored = plan.of(GENERATED), plan.of(RESTORED)
+    with locked(folder, wait=True):  # another call may be making the same parts
+        if of_generated:
+            extractor = open_extractor(plan.extractor, trained.device)
+            source = open_split(trained.run, plan)
+            enough(plan, extractor, len(source))
+            of_features = {"extractor": extractor.name, "extractor_digest": extractor.digest,
+                           "resize": extractor.resize}  # fmt: skip
+            where = folder / digest({**key_of(trained, plan), **of_features})
+            drawn = generate(trained, plan, extractor, where, progress)
+            made |= generated_scores(
+                of_generated, plan, drawn,
+                lambda full: real_features(source, plan, extractor, shared, progress, full),
+            )  # fmt: skip
+            facts = {"split": plan.split, "data": source.spec.fingerprint, **of_features,
+                     "size": recipe["size"]}  # fmt: skip
+            for metric in of_generated:
+                real = plan.real(len(source), metric.full)
+                about[metric.name] = {"real": real, **facts}
+            recipe |= {"nfe": drawn.nfe, **of_features}
+            speed |= drawn.speed
+        if of_restored:
+            test = trained.run.data.open("test")
+            protocol = {"draws": plan.draws, "share": plan.share, "data": test.spec.fingerprint}
+            slow = sorted({metric.score for metric in of_restored} & {"ssim", "lpips"})
+            where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow})
+            rebuilt = restore(trained, test, plan, where, progress)
+            made |= restored_scores(of_restored, rebuilt.values)
+            about |= {metric.name: protocol for metric in of_restored}
+            speed = rebuilt.speed | speed
+        for metric in plan.of(DENOISED):
+            found, facts = denoised(trained, plan, metric)
+            made |= found
+            about |= dict.fromkeys(found, facts)
+    speed["seconds"] = time.perf_counter() - begun
     return Verdict(
-        {name: made[name] for name in order(asked, made)},
-        {"metrics": [metric.name for metric in asked], **recipe, "made_by": made_by()},
+        {name: made[name] for name in order(parse_metrics(plan.metrics), made)}, about, recipe,
         {name: round(value, 3) for name, value in speed.items()}, drawn, rebuilt,
     )  # fmt: skip
 
@@ -105,84 +111,77 @@ def order(asked: tuple[Metric, ...], made: dict[str, Score]) -> list[str]:
             if name == metric.name or name.startswith(f"{metric.name}@")]  # fmt: skip
 
 
-def check(run: Run, spec: Spec, plan: Plan) -> None:
-    """InputError before anything is computed where run and metrics do not belong together."""
-    task = run.task
-    hints = isinstance(task, HintsConfig)
-    for metric in parse_metrics(plan.metrics):
-        if metric.score in (*RESTORED, "hinted") and not hints:
-            raise InputError(
-                f"metric {metric.name} judges what is made of known pixels, and this run takes "
-                f"none (task.kind is {task.kind}); ask for {', '.join(GENERATED)} or velocity"
-            )
-        if metric.score in (*GENERATED, "velocity") and isinstance(task, HintsConfig) \
-                and task.always:  # fmt: skip
-            raise InputError(
-                f"metric {metric.name} judges what is made of nothing, and this run had "
-                f"task.absent 0 and never learnt that; ask for {', '.join(RESTORED)} or hinted"
-            )
-        if metric.score in GENERATED and len(spec.size) != 2:
-            raise InputError(f"metric {metric.name} is of pictures, and the run has "
-                             f"{len(spec.size)} axes; ask for others")  # fmt: skip
-        if metric.score not in GENERATED and plan.size not in (None, spec.size):
-            raise InputError(
-                f"size is {'x'.join(map(str, plan.size or ()))}, but {metric.name} compares with "
-                f"held-out pictures of {'x'.join(map(str, spec.size))}; leave it out"
-            )
-
-
-def open_split(run: Run, plan: Plan) -> Source:
-    """The real pictures that generated ones are held against."""
-    return run.data.open("train" if plan.split == "train" else "test")
-
-
-def enough(plan: Plan, extractor: Extractor, available: int) -> None:
-    """InputError where pictures would be drawn for a distance that they are too few for."""
-    for metric in parse_metrics(plan.metrics):
-        real = available if metric.full else min(plan.reference or available, available)
-        for n, what in ((metric.pictures or plan.count, "generated"), (real, "real")):
-            if metric.score == "fid" and n <= extractor.dim:
-                raise InputError(
-                    f"metric {metric.name} of {n:,} {what} pictures on {extractor.dim:,} features "
-                    f"means nothing; it takes {extractor.dim + 1:,} or more, so ask for kid or set "
-                    f"{'count' if what == 'generated' else 'reference'}"
-                )
-
-
-def denoised(trained: Trained, plan: Plan, metric: Metric) -> dict[str, Score]:
-    """Velocity loss at every time, with the interval over held-out pictures."""
-    x, label = held_out(trained.run.data.open("test"), plan.count)
-    known, task = None, trained.run.task
-    if metric.score == "hinted":
-        assert isinstance(task, HintsConfig)
-        known = held_out_hints(task, x)
-    with autocast(trained.device, plan.dtype):
-        rows = velocity_losses(
-            trained.network, trained.run.objective, x, label, batch=plan.batch, known=known
-        )
-    return {f"{metric.name}@{t:g}": bootstrap_mean(row) for t, row in zip(TIMES, rows, strict=True)}
+def denoised(
+    trained: Trained, plan: Plan, metric: Metric
+) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Velocity loss at every time, with the interval over held-out pictures; and what it is of."""
+    test, task = trained.run.data.open("test"), trained.run.task
+    objective = trained.run.objective
+    count, parts = min(plan.count, len(test)), []
+    for first in range(0, count, PORTION):
+        x, label = held_out(test, min(PORTION, count - first), first=first)
+        known = None
+        if metric.score == "hinted":
+            assert isinstance(task, HintsConfig)
+            known = held_out_hints(task, x, first)
+        with autocast(trained.device, plan.dtype):
+            parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
+                                         known=known, first=first))  # fmt: skip
+    squares, places = zip(*parts, strict=True)
+    rows = Errors(torch.cat(squares, 1), torch.cat(places)).losses()
+    found = {
+        f"{metric.name}@{t:g}": bootstrap_mean(row) for t, row in zip(TIMES, rows, strict=True)
+    }
+    facts = {"data": test.spec.fingerprint, "path": objective.kind,
+             "noise": objective.noise_strength(tuple(trained.spec.size))}  # fmt: skip
+    share = {"share": task.share} if metric.score == "hinted" else {}  # type: ignore[union-attr]
+    return found, {**facts, **share}
 
 
 def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
-    """What makes the pictures of a plan what they are."""
-    run, origin = trained.run, trained.origin
-    asked: dict[str, Any] = {"scale": plan.guidance, "interval": plan.interval}
-    guidance = dataclasses.replace(
-        run.sample.guidance, **{k: v for k, v in asked.items() if v is not None}
-    )
+    """Everything needed to repeat the figures."""
+    origin, asked = trained.origin, trained.prepare(plan.ask(1))
+    # At 1 nothing else of guidance acts.
+    guidance: dict[str, Any] = {"scale": 1.0}
+    if asked.guidance.scale != 1:
+        guidance = dataclasses.asdict(asked.guidance)
+    if asked.guide is not None:
+        guidance["guide"] = weights_digest(asked.guide)
     return {
-        "run": origin.folder.name if origin else None,
+        "metrics": list(plan.metrics),
+        "run": origin.folder.resolve().name if origin else None,
         "images": origin.images if origin else None,
         "ema": origin.ema if origin else None,
         "weights": weights_digest(trained),
-        "guidance": dataclasses.asdict(guidance),
-        "sampler": plan.sampler or run.sample.sampler,
-        "steps": plan.steps or run.sample.steps,
-        "shift": run.sample.shift,
-        "size": list(plan.size or trained.spec.size),
+        "guidance": guidance,
+        "sampler": asked.sampler,
+        "steps": len(asked.times) - 1,
+        "times": asked.times.tolist(),
+        "size": list(asked.size),
         "seed": plan.seed,
         "dtype": plan.dtype,
+        "count": plan.count,
+        "reference": plan.reference,
+        "split": plan.split,
+        "extractor": plan.extractor,
+        "draws": plan.draws,
+        "share": plan.share,
+        "device": str(trained.device),
+        "made_by": made_by(),
     }
+
+
+def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
+    """What makes pictures what they are: two calls with the same key may share them."""
+    recipe, run = recipe_of(trained, plan), to_dict(trained.run)
+    guide = trained.prepare(plan.ask(1)).guide
+    drawn = ("weights", "guidance", "sampler", "times", "size", "seed", "dtype", "device",
+             "made_by")  # fmt: skip
+    return {
+        **{name: recipe[name] for name in drawn},
+        "objective": run["objective"], "model": run["model"], "classes": trained.spec.classes,
+        "guide": guide and {k: to_dict(guide.run)[k] for k in ("objective", "model")},
+    }  # fmt: skip
 
 
 def weights_digest(trained: Trained) -> str:
@@ -192,11 +191,3 @@ def weights_digest(trained: Trained) -> str:
         found.update(name.encode())
         found.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def peak(device: torch.device) -> float:
-    """The most memory that was held: of the device, or of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(held * (1 if sys.platform == "darwin" else 1024))

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pointillist.metrics.names import parse_metrics
+from pointillist.metrics.names import GENERATED, Metric, parse_metrics
 from pointillist.request import Ask
 from pointillist.settings import EvaluateConfig, check_sampler
 from pointillist.types import InputError, config, parse_count, parse_size
+
+KEPT = 50_000  # real pictures whose features are kept: 400 MB of Inception's
 
 
 @config
@@ -49,10 +51,18 @@ class Plan:
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}; it must be {least} or more")
 
+    def of(self, kind: tuple[str, ...]) -> tuple[Metric, ...]:
+        """The metrics of one kind: GENERATED, RESTORED or DENOISED."""
+        return tuple(metric for metric in parse_metrics(self.metrics) if metric.score in kind)
+
     @property
     def pictures(self) -> int:
-        """How many pictures are generated for all metrics together."""
-        return max(metric.pictures or self.count for metric in parse_metrics(self.metrics))
+        """How many pictures are generated for all metrics that want some."""
+        return max(metric.pictures or self.count for metric in self.of(GENERATED))
+
+    def real(self, available: int, full: bool = False) -> int:
+        """How many real pictures generated ones are held against."""
+        return available if full or not self.reference else min(self.reference, available)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,6 +77,12 @@ class Plan:
 
 def plan_of(asked: EvaluateConfig, **more: Any) -> Plan:
     """The run's own settings, with those of `more` that are not None in their place."""
+    for name in more:
+        if name not in {field.name for field in dataclasses.fields(Plan)}:
+            known = ", ".join(field.name for field in dataclasses.fields(Plan))
+            raise InputError(f"{name} is no setting of an evaluation; there are {known}")
+    if isinstance(more.get("metrics"), str):
+        more["metrics"] = (more["metrics"],)
     own = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked) if f.name != "every"}
     return Plan(**{**own, **{name: value for name, value in more.items() if value is not None}})
 
@@ -83,10 +99,10 @@ SWEPT = {"ema": "width", "guidance": "scale", "interval": "LO:HI", "sampler": "n
          "steps": "number", "seed": "number", "at": "images", "size": "HxW"}  # fmt: skip
 
 
-def parse_sweeps(texts: Sequence[str]) -> dict[str, list[Any]]:
+def parse_sweeps(texts: str | Sequence[str]) -> dict[str, list[Any]]:
     """`key=a,b` for each key, in the order given; values as the field's type."""
     found: dict[str, list[Any]] = {}
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         key, equals, values = text.partition("=")
         if not equals or key not in SWEPT:
             raise InputError(f"--sweep is {text}; it is KEY=A,B with KEY one of {', '.join(SWEPT)}")

@@ -6,6 +6,7 @@ hidden pixels of each picture and then averaged.
 """
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pointillist.data.source import Source
+from pointillist.engine.device import memory_in_use
 from pointillist.evaluation.generated import Progress
 from pointillist.evaluation.parts import Parts
 from pointillist.evaluation.plan import Plan
 from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean
-from pointillist.metrics.names import Metric
+from pointillist.metrics.names import RESTORED, Metric
 from pointillist.metrics.pixel import lpips, psnr, ssim
 from pointillist.metrics.posterior import (
     Reliability,
@@ -31,7 +33,7 @@ from pointillist.metrics.posterior import (
     spread_and_error_at,
 )
 from pointillist.sample import Trained
-from pointillist.types import Given, InputError
+from pointillist.types import Given
 from pointillist.validation import held_out
 
 FIRST_MASK = 1000
@@ -46,7 +48,7 @@ class Restored(NamedTuple):
     shown: Float[Tensor, "k 4 c *space"]  # what was known, one draw, the mean, the truth
     ranks: list[float]  # of the truth among the draws, as `rank_histogram` counts them
     reliability: Reliability
-    drawn_per_second: float
+    speed: dict[str, float]
 
 
 def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tensor, "*space"]:
@@ -62,49 +64,54 @@ def restore(
     trained: Trained, test: Source, plan: Plan, folder: Path, progress: Progress
 ) -> Restored:
     """`plan.draws` reconstructions of each of the first `plan.count` held-out pictures, judged."""
-    count = min(plan.count, len(test))
-    x, label = held_out(test, count)
-    size = tuple(x.shape[2:])
-    mask = torch.stack([protocol_mask(i, size, plan.share) for i in range(count)])[:, None]
+    count, size = min(plan.count, len(test)), tuple(trained.spec.size)
+    slow = {metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"}
 
     def make(first: int, number: int) -> dict[str, Tensor]:
-        part, begun = slice(first, first + number), time.perf_counter()
+        x, label = held_out(test, number, first=first)
+        some = range(first, first + number)
+        mask = torch.stack([protocol_mask(i, size, plan.share) for i in some])[:, None]
+        begun = time.perf_counter()
         draws = trained.posterior(
-            Given(seen=x[part], mask=mask[part]), plan.draws,
-            None if label is None else tuple(label[part].tolist()), first=first, **plan.options,
+            Given(seen=x, mask=mask), plan.draws,
+            None if label is None else tuple(label.tolist()), first=first, **plan.options,
         ).draws.clamp(-1, 1)  # fmt: skip
-        seconds = torch.tensor([time.perf_counter() - begun])
-        seen = torch.where(mask[part], x[part], 0)
-        shown = torch.stack((seen, draws[0], draws.mean(0), x[part]), 1)[: max(SHOWN - first, 0)]
-        found = {f"of.{name}": v for name, v in judge(draws, x[part], ~mask[part]).items()}
-        hidden = ~mask[part].expand_as(x[part])
-        ranks = torch.tensor([rank_histogram(draws, x[part], hidden)])
-        inside = reliability(draws, x[part], hidden)
+        cost = torch.tensor([[time.perf_counter() - begun, memory_in_use()]], dtype=torch.float64)
+        seen = torch.where(mask, x, 0)
+        shown = torch.stack((seen, draws[0], draws.mean(0), x), 1)[: max(SHOWN - first, 0)]
+        found = {f"of.{name}": v for name, v in score_each(draws, x, ~mask, slow).items()}
+        hidden = ~mask.expand_as(x)
+        ranks = torch.tensor([rank_histogram(draws, x, hidden)])
+        inside = reliability(draws, x, hidden)
         observed = torch.tensor([[inside.places, *inside.observed]], dtype=torch.float64)
-        return {**found, "seconds": seconds, "shown": shown, "ranks": ranks, "observed": observed}
+        return {**found, "cost": cost, "shown": shown, "ranks": ranks, "observed": observed}
 
     parts = Parts(folder, PORTION)
     parts.fill(count, make, lambda n: progress("reconstructions", n, count))
     names = [name for name in next(parts.each(count)) if name.startswith("of.")]
     values = {name.removeprefix("of."): parts.all(name, count) for name in names}
-    seconds = float(parts.all("seconds", count).sum())
+    cost = parts.all("cost", count)
+    speed = {"drawn_per_second": count * plan.draws / float(cost[:, 0].sum()),
+             "peak_memory_bytes": float(cost[0, 1])}  # fmt: skip
     places, *inside = parts.all("observed", count).T
     observed = [float((places * share).sum() / places.sum()) for share in inside]
     return Restored(
         values, parts.all("shown", count), parts.all("ranks", count).sum(0).tolist(),
         Reliability(levels_of(plan.draws)[::-1], observed, plan.draws, int(places.sum())),
-        count * plan.draws / seconds,
+        speed,
     )  # fmt: skip
 
 
-def judge(
+def score_each(
     draws: Float[Tensor, "k b c *space"],
     truth: Float[Tensor, "b c *space"],
     hidden: Bool[Tensor, "b 1 *space"],
+    slow: Collection[str] = (),
 ) -> dict[str, Float[Tensor, " b"]]:
     """Scores of each picture: the mean of the draws by its error, the draws by their spread.
 
-    `coverage` is that of the widest interval K draws have, (K - 1)/(K + 1).
+    `coverage` is that of the widest interval K draws have, (K - 1)/(K + 1). Of SSIM and LPIPS only
+    those in `slow` are computed.
     """
     mean, level = draws.mean(0), levels_of(draws.shape[0])[0]
     where = hidden.expand_as(truth)
@@ -118,10 +125,8 @@ def judge(
         "spread": of_each(spread),
         "error": of_each(error),
     }
-    if truth.dim() == 4:
-        found["ssim"] = ssim(mean, truth, data_range=2.0)
-        if truth.shape[1] == 3:
-            found["lpips"] = lpips(mean, truth, data_range=2.0)
+    for name in slow:
+        found[name] = {"ssim": ssim, "lpips": lpips}[name](mean, truth, data_range=2.0)
     return {name: value.double() for name, value in found.items()}
 
 
@@ -141,10 +146,6 @@ def scores(asked: tuple[Metric, ...], found: dict[str, Tensor]) -> dict[str, Sco
                 return float((spread[rows].sum() / error[rows].sum()).sqrt())
 
             made[metric.name] = bootstrap(ratio, spread.shape[0])
-        elif metric.score in found:
-            made[metric.name] = bootstrap_mean(found[metric.score])
         else:
-            raise InputError(
-                f"metric {metric.name} is of colour pictures, which these are not; ask for others"
-            )
+            made[metric.name] = bootstrap_mean(found[metric.score])
     return made

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pointillist.engine.checkpoint import write_text
+from pointillist.evaluation.check import check
 from pointillist.evaluation.generated import Progress
 from pointillist.evaluation.judge import Verdict, judge
 from pointillist.evaluation.plan import Plan, cells
@@ -38,9 +39,12 @@ def sweep(
     made: list[Cell] = []
     trained, opened = None, None
     asked = cells(plan, sweeps)
-    # Only another average or checkpoint is another network; all are there before any is judged.
-    for one in {(one.ema, one.at): one for _, one in asked}.values():
-        trained, opened = open_run(one), (one.ema, one.at)
+    # Only another average or checkpoint is another network. All cells are checked before any is
+    # judged: nobody wants to hear of the last one's mistake after hours.
+    for _, one in sorted(asked, key=lambda cell: str((cell[1].ema, cell[1].at))):
+        if trained is None or opened != (one.ema, one.at):
+            trained, opened = open_run(one), (one.ema, one.at)
+        check(trained, one)
     for setting, one in asked:
         if trained is None or opened != (one.ema, one.at):
             trained, opened = open_run(one), (one.ema, one.at)
@@ -52,7 +56,10 @@ def sweep(
 
 def write_sweep(out: Path, title: str, made: list[Cell]) -> None:
     """The rows as JSON, and as one page with a figure for every metric."""
-    write_text(out, json.dumps({"sweep": [cell.as_json() for cell in made]}, indent=1) + "\n")
+    write_text(
+        out,
+        json.dumps({"sweep": [cell.as_json() for cell in made]}, indent=1, allow_nan=False) + "\n",
+    )
     keys = list(made[0].setting)
     sections = []
     for name in made[0].verdict.scores:

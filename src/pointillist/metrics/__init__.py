@@ -4,9 +4,6 @@ Metrics never sample. Features are made once (`features.py`), and every score of
 them; pictures are compared with pictures place by place.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from pointillist.metrics.features import Extractor, extract, open_extractor
 from pointillist.metrics.frechet import frechet_distance, frechet_score
 from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean, over_seeds, share_score
@@ -17,19 +14,8 @@ from pointillist.metrics.pixel import lpips, psnr, ssim
 from pointillist.metrics.posterior import coverage, crps
 from pointillist.metrics.reference import reference
 
-METRICS: dict[str, Callable[..., Any]] = {
-    "frechet_distance": frechet_distance,
-    "kernel_distance": kernel_distance,
-    "precision_recall": precision_recall,
-    "psnr": psnr,
-    "ssim": ssim,
-    "lpips": lpips,
-    "crps": crps,
-    "coverage": coverage,
-}
-
 __all__ = [
-    "METRICS", "Extractor", "MomentSum", "Moments", "PrecisionRecall", "Score", "bootstrap",
+    "Extractor", "MomentSum", "Moments", "PrecisionRecall", "Score", "bootstrap",
     "bootstrap_mean", "coverage", "crps", "extract", "frechet_distance", "frechet_score",
     "kernel_distance", "kernel_score", "lpips", "open_extractor", "over_seeds", "precision_recall",
     "psnr", "reference", "share_score", "ssim", "subset_distances",

@@ -68,8 +68,9 @@ def bootstrap_mean(
     """
     found = torch.as_tensor(values).detach().cpu().double().flatten()
     if not bool(found.isfinite().all()):
-        raise InputError("a sample's score is NaN or infinite, so their mean says nothing; find "
-                         "the sample (equal pictures have infinite PSNR)")  # fmt: skip
+        first = int((~found.isfinite()).nonzero()[0])
+        raise InputError(f"the score of sample {first} is {float(found[first])}, so a mean says "
+                         f"nothing; leave it out (equal pictures have infinite PSNR)")  # fmt: skip
     n = found.shape[0]
     means = torch.cat([found[chosen].mean(1) for chosen in resamples(n, replicates, seed)])
     return Score(float(found.mean()), *percentiles(means, level), n)

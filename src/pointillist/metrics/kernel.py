@@ -20,6 +20,7 @@ from pointillist.metrics.interval import Score, counts, percentiles
 from pointillist.metrics.moments import Rows, as_features, same_width
 from pointillist.types import InputError
 
+LEAST = 10  # pictures that an interval takes
 TILE = 1024  # pairs are met in squares of this side, so memory does not grow with their number
 Picks = Iterable[tuple[Int[Tensor, " _r"], Int[Tensor, " _r"]]]
 
@@ -92,10 +93,13 @@ def kernel_score(
     """The distance from all pairs and its percentile bootstrap over the samples of both sets.
 
     A sample drawn twice is no pair with itself: equal rows are left out as they are in the value,
-    so the replicates are centred on it.
+    so the replicates are centred on it. Sets of fewer than 10 have no interval worth the name.
     """
     x, y = pair(a, b)
     n, m = x.shape[0], y.shape[0]
+    if min(n, m) < LEAST:
+        raise InputError(f"the kernel distance of {n} and {m} pictures has no interval; give "
+                         f"{LEAST} or more of each")  # fmt: skip
     first, second = torch.ones(1, n).double(), torch.ones(1, m).double()
     found = discrepancies(
         x, y,
@@ -121,17 +125,23 @@ def discrepancies(
 
     def within(z: Tensor, w: Tensor) -> Tensor:
         own = ((z.square().sum(1) / z.shape[1] + 1) ** 3 * w.square()).sum(1)
-        return (weighted(z, z, w, w) - own) / (w.sum(1).square() - w.square().sum(1))
+        return (weighted(z, z, w, w, True) - own) / (w.sum(1).square() - w.square().sum(1))
 
     across = weighted(x, y, of_x, of_y) / (of_x.sum(1) * of_y.sum(1))
     return within(x, of_x) + within(y, of_y) - 2 * across
 
 
-def weighted(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Float[Tensor, " r"]:
-    """Sum over all pairs of weight times kernel times weight."""
+def weighted(
+    x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, same: bool = False
+) -> Float[Tensor, " r"]:
+    """Sum over all pairs of weight times kernel times weight.
+
+    Where both are the `same` set, squares above the diagonal stand for those below it too.
+    """
     total = torch.zeros(of_x.shape[0], dtype=torch.float64)
     for i in range(0, x.shape[0], TILE):
-        for j in range(0, y.shape[0], TILE):
+        for j in range(i if same else 0, y.shape[0], TILE):
             kernel = (x[i : i + TILE] @ y[j : j + TILE].T / x.shape[1] + 1) ** 3
-            total += ((of_x[:, i : i + TILE] @ kernel) * of_y[:, j : j + TILE]).sum(1)
+            found = ((of_x[:, i : i + TILE] @ kernel) * of_y[:, j : j + TILE]).sum(1)
+            total += 2 * found if same and j > i else found
     return total

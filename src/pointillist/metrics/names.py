@@ -30,6 +30,11 @@ def parse_metric(name: str) -> Metric:
             f"metric {name} is not known; there are {', '.join(NAMES)}, and of the first "
             f"{len(GENERATED)} forms as fid10k_full"
         )
+    if match[3] and match[1] in ("precision", "recall"):
+        raise InputError(
+            f"metric {name} is not known: {match[1]} takes as many real pictures as generated; "
+            f"ask for {match[1]}{match[2] or ''}"
+        )
     count = parse_count(match[2]) if match[2] else None
     if count is not None and count < 2:
         raise InputError(f"metric {name} asks for {count} pictures; it needs 2 or more")

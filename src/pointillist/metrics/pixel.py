@@ -99,6 +99,9 @@ def lpips(a: Any, b: Any, *, data_range: float | None = None) -> Float[Tensor, "
                          f"width)")  # fmt: skip
     centre = 127.5 if torch.as_tensor(a).dtype == torch.uint8 else 0.0
     x, y = ((one - centre) * (2 / data_range) for one in (x, y))
+    if max(float(x.abs().max()), float(y.abs().max())) > 1.5:
+        raise InputError(f"LPIPS got values beyond {data_range / 2:g} on either side of 0; shift "
+                         f"them so that their range is centred on 0")  # fmt: skip
     with torch.no_grad():
         return lpips_distance(x.float(), y.float())
 
@@ -131,8 +134,15 @@ def aligned(a: Any, b: Any, data_range: float | None) -> tuple[Tensor, Tensor, f
         data_range = 255.0
     if not (math.isfinite(data_range) and data_range > 0):
         raise InputError(f"data_range {data_range} is not above 0; 2 is that of [-1, 1]")
+    if (x.dtype == torch.uint8) != (y.dtype == torch.uint8):
+        raise InputError("one side has 8-bit levels and the other has not; bring both to the same "
+                         "values")  # fmt: skip
     x, y = x.double(), y.double()
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise InputError("a picture holds NaN or infinity; give values everywhere, or a mask and "
                          "any number where it is false")  # fmt: skip
+    spread = max(float(side.max() - side.min()) for side in (x, y))
+    if spread > 10 * data_range:  # what a network overshoots by is no other unit
+        raise InputError(f"data_range is {data_range:g}, but values of one picture set are "
+                         f"{spread:g} apart; state the range that they have")  # fmt: skip
     return x, y, float(data_range)

@@ -74,6 +74,8 @@ def interval(draws: Values, level: float) -> tuple[Values, Values]:
     80 % needs 9 draws (or 19, 29, ...), 90 % 19, 95 % 39.
     """
     values = _tensor(draws)
+    if not values.is_floating_point():
+        values = values.double()
     k = order_for(level, values.shape[0])
     ordered = values.sort(0).values
     # NaN sorts last, so at a place without domain the lower end could look like a number.
