@@ -59,83 +59,92 @@ def judge(
     Both are found again by what they were made of, so an interrupted or repeated call goes on.
     """
     check(trained, plan)
-    recipe, begun = recipe_of(trained, plan), time.perf_counter()
-    made: dict[str, Score] = {}
-    about: dict[str, dict[str, Any]] = {}
-    speed: dict[str, float] = {}
-    drawn = rebuilt = None
-    of_generated, of_restored = plan.of(GENERATED), plan.of(RESTORED)
+    begun, found = time.perf_counter(), Verdict({}, {}, recipe_of(trained, plan), {})
     with locked(folder, wait=True):  # another call may be making the same parts
-        if of_generated:
-            extractor = open_extractor(plan.extractor, trained.device)
-            source = open_split(trained.run, plan)
-            enough(plan, extractor, len(source))
-            of_features = {"extractor": extractor.name, "extractor_digest": extractor.digest,
-                           "resize": extractor.resize}  # fmt: skip
-            where = folder / digest({**key_of(trained, plan), **of_features})
-            drawn = generate(trained, plan, extractor, where, progress)
-            made |= generated_scores(
-                of_generated, plan, drawn,
-                lambda full: real_features(source, plan, extractor, shared, progress, full),
-            )  # fmt: skip
-            facts = {"split": plan.split, "data": source.spec.fingerprint, **of_features,
-                     "size": recipe["size"]}  # fmt: skip
-            for metric in of_generated:
-                real = plan.real(len(source), metric.full)
-                about[metric.name] = {"real": real, **facts}
-            recipe |= {"nfe": drawn.nfe, **of_features}
-            speed |= drawn.speed
-        if of_restored:
-            test = trained.run.data.open("test")
-            protocol = {"draws": plan.draws, "share": plan.share, "data": test.spec.fingerprint}
-            slow = sorted({metric.score for metric in of_restored} & {"ssim", "lpips"})
-            where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow})
-            rebuilt = restore(trained, test, plan, where, progress)
-            made |= restored_scores(of_restored, rebuilt.values)
-            about |= {metric.name: protocol for metric in of_restored}
-            speed = rebuilt.speed | speed
-        for metric in plan.of(DENOISED):
-            found, facts = denoised(trained, plan, metric)
-            made |= found
-            about |= dict.fromkeys(found, facts)
-    speed["seconds"] = time.perf_counter() - begun
-    return Verdict(
-        {name: made[name] for name in order(parse_metrics(plan.metrics), made)}, about, recipe,
-        {name: round(value, 3) for name, value in speed.items()}, drawn, rebuilt,
-    )  # fmt: skip
+        if plan.of(GENERATED):
+            found = of_generated(found, trained, plan, folder, shared, progress)
+        if plan.of(RESTORED):
+            found = of_restored(found, trained, plan, folder, progress)
+    for metric in plan.of(DENOISED):
+        found = of_denoised(found, trained, plan, metric)
+    speed = {**found.speed, "seconds": time.perf_counter() - begun}
+    return found._replace(
+        scores={name: found.scores[name] for name in order(plan, found.scores)},
+        speed={name: round(value, 3) for name, value in speed.items()},
+    )
 
 
-def order(asked: tuple[Metric, ...], made: dict[str, Score]) -> list[str]:
+def order(plan: Plan, made: dict[str, Score]) -> list[str]:
     """The scores as they were asked for; the velocity has one for every time."""
-    return [name for metric in asked for name in made
+    return [name for metric in parse_metrics(plan.metrics) for name in made
             if name == metric.name or name.startswith(f"{metric.name}@")]  # fmt: skip
 
 
-def denoised(
-    trained: Trained, plan: Plan, metric: Metric
-) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Velocity loss at every time, with the interval over held-out pictures; and what it is of."""
-    test, task = trained.run.data.open("test"), trained.run.task
-    objective = trained.run.objective
+def of_generated(
+    found: Verdict, trained: Trained, plan: Plan, folder: Path, shared: Path, progress: Progress
+) -> Verdict:
+    """The verdict with what generated pictures say."""
+    extractor = open_extractor(plan.extractor, trained.device)
+    source = open_split(trained.run, plan)
+    enough(plan, extractor, len(source))
+    features = {"extractor": extractor.name, "extractor_digest": extractor.digest,
+                "resize": extractor.resize}  # fmt: skip
+    where = folder / digest({**key_of(trained, plan), **features})
+    drawn = generate(trained, plan, extractor, where, progress)
+    scores = generated_scores(
+        plan.of(GENERATED), plan, drawn,
+        lambda full: real_features(source, plan, extractor, shared, progress, full),
+    )  # fmt: skip
+    same = {"split": plan.split, "data": source.spec.fingerprint, "size": found.recipe["size"]}
+    about = {
+        metric.name: {"real": plan.real(len(source), metric.full), **same, **features}
+        for metric in plan.of(GENERATED)
+    }
+    return found._replace(
+        scores=found.scores | scores, about=found.about | about, speed=found.speed | drawn.speed,
+        recipe={**found.recipe, "nfe": drawn.nfe, **features}, generated=drawn,
+    )  # fmt: skip
+
+
+def of_restored(
+    found: Verdict, trained: Trained, plan: Plan, folder: Path, progress: Progress
+) -> Verdict:
+    """The verdict with what held-out pictures from a few of their pixels say."""
+    test = trained.run.data.open("test")
+    protocol = {"draws": plan.draws, "share": plan.share, "data": test.spec.fingerprint}
+    slow = sorted({metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"})
+    where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow})
+    rebuilt = restore(trained, test, plan, where, progress)
+    scores = restored_scores(plan.of(RESTORED), rebuilt.values)
+    return found._replace(
+        scores=found.scores | scores, about=found.about | dict.fromkeys(scores, protocol),
+        speed=rebuilt.speed | found.speed, restored=rebuilt,
+    )  # fmt: skip
+
+
+def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) -> Verdict:
+    """The verdict with the velocity loss at every time, its interval over held-out pictures."""
+    test, objective = trained.run.data.open("test"), trained.run.objective
+    task = trained.run.task if metric.score == "hinted" else None
+    assert task is None or isinstance(task, HintsConfig)
     count, parts = min(plan.count, len(test)), []
     for first in range(0, count, PORTION):
         x, label = held_out(test, min(PORTION, count - first), first=first)
-        known = None
-        if metric.score == "hinted":
-            assert isinstance(task, HintsConfig)
-            known = held_out_hints(task, x, first)
+        known = None if task is None else held_out_hints(task, x, first)
         with autocast(trained.device, plan.dtype):
             parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
                                          known=known, first=first))  # fmt: skip
     squares, places = zip(*parts, strict=True)
     rows = Errors(torch.cat(squares, 1), torch.cat(places)).losses()
-    found = {
+    scores = {
         f"{metric.name}@{t:g}": bootstrap_mean(row) for t, row in zip(TIMES, rows, strict=True)
     }
-    facts = {"data": test.spec.fingerprint, "path": objective.kind,
-             "noise": objective.noise_strength(tuple(trained.spec.size))}  # fmt: skip
-    share = {"share": task.share} if metric.score == "hinted" else {}  # type: ignore[union-attr]
-    return found, {**facts, **share}
+    same = {"data": test.spec.fingerprint, "path": objective.kind,
+            "noise": objective.noise_strength(tuple(trained.spec.size)),
+            **({} if task is None else {"share": task.share})}  # fmt: skip
+    return found._replace(
+        scores=found.scores | scores, about=found.about | dict.fromkeys(scores, same)
+    )
 
 
 def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
