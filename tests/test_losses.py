@@ -1,5 +1,8 @@
 """Terms of the loss beside the squared errors: frequency, LPIPS, and what is refused."""
 
+import importlib
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from pointillist.draws import Draw
 from pointillist.losses import LossConfig, criterion, mean_square
+from pointillist.losses.align import AlignConfig
 from pointillist.losses.frequency import (
     FrequencyConfig,
     block_dct,
@@ -15,9 +19,13 @@ from pointillist.losses.frequency import (
     jpeg_weights,
     to_ycbcr,
 )  # fmt: skip
-from pointillist.losses.perceptual import LPIPSConfig
+from pointillist.losses.perceptual import LPIPSConfig, perceptual
+from pointillist.objective import StraightConfig
 from pointillist.run import Run
 from pointillist.types import Estimate, InputError, Spec, grid_axes
+
+# The package names its function so, which hides the file.
+frequencies = importlib.import_module("pointillist.losses.frequency")
 
 
 def pictures(b: int, h: int, w: int, c: int = 3, seed: int = 5) -> torch.Tensor:
@@ -98,15 +106,14 @@ def pair(x: torch.Tensor, eps: torch.Tensor) -> Estimate:
 def test_every_term_is_logged_by_name_and_weighed_in_the_sum():
     clean, eps, guess = (pictures(3, 32, 40, seed=s) for s in (1, 2, 3))
     config = LossConfig(
-        velocity=1.0, x=0.5, frequency=FrequencyConfig(weight=2.0), lpips=LPIPSConfig(weight=0.25)
-    )
+        velocity=1.0, x=0.5, frequency=FrequencyConfig(weight=2.0), lpips=LPIPSConfig(weight=0.25),
+        align=AlignConfig(weight=0.5),
+    )  # fmt: skip
     t, aligned = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([1.0, 0.5, 0.2])
-    total, terms = criterion(
-        config, pair(guess, eps), pair(clean, eps), clean=clean, t=t, aligned=aligned
-    )
+    total, terms = criterion(config, pair(guess, eps), pair(clean, eps), t=t, aligned=aligned)
     assert list(terms) == ["velocity", "x", "frequency", "lpips", "align"]
     assert all(term.shape == (3,) and (term > 0).all() for term in terms.values())
-    weights = {"velocity": 1.0, "x": 0.5, "frequency": 2.0, "lpips": 0.25, "align": 0.0}
+    weights = {"velocity": 1.0, "x": 0.5, "frequency": 2.0, "lpips": 0.25, "align": 0.5}
     torch.testing.assert_close(total, sum(weights[name] * term for name, term in terms.items()))
 
 
@@ -117,11 +124,61 @@ def test_lpips_counts_from_its_time_on_and_not_for_equal_pictures():
     def term(guess: torch.Tensor, after: float) -> torch.Tensor:
         config = LossConfig(lpips=LPIPSConfig(weight=1.0, after=after))
         estimates = pair(guess, clean), pair(clean, clean)
-        return criterion(config, *estimates, clean=clean, t=t)[1]["lpips"]
+        return criterion(config, *estimates, t=t)[1]["lpips"]
 
     always, gated = term(guess, 0.0), term(guess, 0.3)
     assert always.all() and not gated[0] and torch.equal(gated[1:], always[1:])
     assert not term(clean, 0.0).any()
+
+
+@pytest.mark.parametrize("predict", ["x", "velocity", "eps"])
+def test_a_perfect_network_has_no_loss_in_any_term_at_any_time(predict):
+    """The clamp moves the picture of guess and truth alike, at t = 0 and where eps is predicted."""
+    x, eps = pictures(5, 32, 40, seed=1), pictures(5, 32, 40, seed=2)
+    t = torch.tensor([0.0, 0.02, 0.5, 0.98, 1.0])
+    objective = StraightConfig(predict=predict)
+    xt = objective.mix(x, eps, t)
+    guess = objective.read(objective.answer(pair(x, eps), t), xt, t)
+    config = LossConfig(
+        x=1.0, eps=1.0, frequency=FrequencyConfig(weight=1.0), lpips=LPIPSConfig(weight=1.0)
+    )
+    total, terms = criterion(config, guess, objective.target(x, eps, xt, t), t=t)
+    assert list(terms) == ["velocity", "x", "eps", "frequency", "lpips"]
+    assert not total.any() and not any(term.any() for term in terms.values())
+
+
+def test_nothing_comes_of_a_guess_before_the_gate_though_it_is_not_finite():
+    guess = pictures(2, 32, 32, seed=2)
+    guess[0, 0, 3, 3] = torch.nan
+    guess.requires_grad_()
+    t = torch.tensor([0.1, 0.9])
+    found = perceptual(LPIPSConfig(weight=1.0, after=0.3), guess, pictures(2, 32, 32), t)
+    found.sum().backward()
+    assert found[0] == 0 and found[1] > 0
+    assert guess.grad is not None and not guess.grad[0].any() and guess.grad[1].any()
+
+
+def test_what_weighs_frequencies_is_made_once_and_does_not_depend_on_the_default_device(
+    monkeypatch,
+):
+    for name in ("_matrix_on", "_ycbcr_on", "_weights_on", "jpeg_weights"):
+        getattr(frequencies, name).cache_clear()
+    config, error = FrequencyConfig(weight=1.0, quality=84), pictures(2, 16, 20)
+    with torch.device("meta"):
+        found = frequency(config, error)
+    rows, tables = dct_matrix().float(), jpeg_weights(84)
+    padded = torch.nn.functional.pad(to_ycbcr(error), (0, 4, 0, 0), mode="reflect")
+    expected = torch.zeros(2)
+    for i in range(0, 16, 8):
+        for j in range(0, 24, 8):
+            block = rows @ padded[:, :, i : i + 8, j : j + 8] @ rows.T
+            table = torch.stack([tables[0], tables[1], tables[1]])
+            kept = min(8, 20 - j)
+            expected += (block.square() * table)[..., :kept].sum((1, 2, 3))
+    torch.testing.assert_close(found, expected / (3 * 16 * 20))
+    monkeypatch.setattr(frequencies, "dct_matrix", None)
+    monkeypatch.setattr(frequencies, "jpeg_weights", None)
+    assert torch.equal(frequency(config, error), found)
 
 
 # What is refused.
@@ -143,7 +200,7 @@ BAD = {
     "loss.align={weight: 1, hidden: 64}": "loss.align.hidden is 64, but .* is conv, which has none",
     "loss.align={weight: 1, projector: mlp, kernel: 5}": "kernel is 5, but .* is mlp",
     "loss.align={weight: 1, projector: linear}": "loss.align.projector is 'linear'",
-    "loss.velocity=0": "loss.velocity, loss.x, loss.eps and loss.frequency.weight are all 0",
+    "loss.velocity=0": "loss.frequency.weight are all 0, so nothing would be learnt; set one of",
 }
 
 
@@ -152,6 +209,30 @@ def test_a_bad_field_is_refused_in_one_sentence(text):
     with pytest.raises(InputError, match=BAD[text]) as caught:
         Run.load("debug", text)
     assert "\n" not in str(caught.value)
+
+
+def test_what_looks_at_features_alone_is_refused_with_the_reason():
+    for fields, alone in (
+        (("loss.lpips.weight=1",), "loss.lpips alone"),
+        (("loss.lpips.weight=1", "loss.align.weight=1"), "loss.lpips and loss.align alone"),
+    ):
+        with pytest.raises(InputError, match=f"are all 0, and {alone} cannot tell pixels what"):
+            Run.load("debug", "loss.velocity=0", *fields)
+
+
+def test_a_remedy_is_no_cause_of_the_next_refusal():
+    frequency = ("loss.frequency.weight=1", "loss.frequency.quality=90")
+    for fields, channels, remedy in (
+        (frequency, 1, "loss.frequency.colour=none"),
+        (frequency, 3, "loss.frequency={}"),
+        (("loss.lpips={weight: 1, after: 0.3}",), 1, "loss.lpips={}"),
+        (("loss.align={weight: 1, block: 2}",), 1, "loss.align={}"),
+    ):
+        size = (4, 32) if channels == 3 else (32, 32)
+        spec = Spec(channels=channels, axes=grid_axes(size), classes=("a",))
+        with pytest.raises(InputError, match=re.escape(f"; set {remedy}")):
+            Run.load("debug", *fields).check(spec)
+        Run.load("debug", *fields, remedy).check(spec)
 
 
 def test_the_frequencies_alone_can_be_learnt_from():

@@ -221,9 +221,7 @@ def backward(
         truth = run.objective.target(x, eps, xt, t)
         weight = None if part.weight is None else part.weight.to(device)
         velocity = functools.partial(run.objective.velocity, t=t)
-        loss, terms = criterion(
-            run.loss, guess, truth, weight, velocity, clean=x, t=t, aligned=aligned
-        )
+        loss, terms = criterion(run.loss, guess, truth, weight, velocity, t=t, aligned=aligned)
         (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size

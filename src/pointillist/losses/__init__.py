@@ -41,9 +41,13 @@ class LossConfig:
             if weight < 0:
                 raise InputError(f"loss.{name} is {weight}; a weight is 0 or more")
         if not any(weights.values()) and not self.frequency.weight:
+            others = [name for name in ("lpips", "align") if getattr(self, name).weight]
+            why = "so nothing would be learnt"
+            if others:
+                why = f"and loss.{' and loss.'.join(others)} alone cannot tell pixels what to be"
             raise InputError(
-                "loss.velocity, loss.x, loss.eps and loss.frequency.weight are all 0; nothing "
-                "would be learnt"
+                f"loss.velocity, loss.x, loss.eps and loss.frequency.weight are all 0, {why}; set "
+                f"one of them above 0"
             )
 
     def check(self, spec: Spec) -> None:
@@ -71,15 +75,15 @@ def criterion(
     weight: Float[Tensor, "b _ *space"] | None = None,
     velocity: Velocity = lambda pair: pair.x - pair.eps,
     *,
-    clean: Float[Tensor, "b c *space"] | None = None,
     t: Time | None = None,
     aligned: Float[Tensor, " b"] | None = None,
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The weighted sum for every sample, and its terms (unweighted) by name.
 
     `velocity` is the objective's at the times of the samples; by default that of the straight path.
-    LPIPS compares with the `clean` pictures, at the times `t`; `aligned` is the answer of an
-    `Alignment`, None where there is none or it has ended.
+    LPIPS compares with the truth's picture, on which the objective's clamp acts as on the guess's,
+    at the times `t`; `aligned` is the answer of an `Alignment`, None where there is none or it has
+    ended.
     """
     terms = {
         name: mean_square(error(guess, truth, velocity), weight)
@@ -92,8 +96,8 @@ def criterion(
         terms["frequency"] = frequency(config.frequency, error, weight)
         weights["frequency"] = config.frequency.weight
     if config.lpips.weight:
-        assert clean is not None and t is not None
-        terms["lpips"] = perceptual(config.lpips, guess.x, clean, t, weight)
+        assert t is not None
+        terms["lpips"] = perceptual(config.lpips, guess.x, truth.x, t, weight)
         weights["lpips"] = config.lpips.weight
     if aligned is not None:
         terms["align"], weights["align"] = aligned, config.align.weight

@@ -56,14 +56,17 @@ class FrequencyConfig:
         if self.weight and any(-n % EDGE >= n for n in spec.size):
             shown = "x".join(map(str, spec.size))
             raise InputError(
-                f"loss.frequency.weight is {self.weight}, but pictures of {shown} are too small to "
-                f"be mirrored to blocks of {EDGE}; set it to 0 or data.size to 5 or more"
+                f"loss.frequency.weight is {self.weight}, but pictures of {shown} are too small "
+                f"to be mirrored to blocks of {EDGE}; set loss.frequency={{}} or data.size to 5 or "
+                f"more"
             )
 
 
 def dct_matrix() -> Float[Tensor, "8 8"]:
     """The orthonormal DCT-II: row k is the cosine of k half waves over the block, in float64."""
-    k, n = torch.arange(EDGE, dtype=torch.float64)[:, None], torch.arange(EDGE) + 0.5
+    # On the CPU whatever the default device, as all that is kept below.
+    steps = torch.arange(EDGE, dtype=torch.float64, device="cpu")
+    k, n = steps[:, None], steps + 0.5
     rows = torch.cos(k * n * math.pi / EDGE) * (2 / EDGE) ** 0.5
     rows[0] /= 2**0.5
     return rows
@@ -78,7 +81,7 @@ def block_dct(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     h, w = x.shape[2:]
     x = F.pad(x, (0, -w % EDGE, 0, -h % EDGE), mode="reflect")
     blocks = rearrange(x, "b c (h p) (w q) -> b c h w p q", p=EDGE, q=EDGE)
-    matrix = dct_matrix().to(x)
+    matrix = _matrix_on(x.device, x.dtype)
     found = einsum(matrix, blocks, matrix, "k p, b c h w p q, l q -> b c h w k l")
     return rearrange(found, "b c h w k l -> b c (h k) (w l)")[:, :, :h, :w]
 
@@ -89,14 +92,42 @@ def jpeg_weights(quality: int) -> tuple[Float[Tensor, "8 8"], Float[Tensor, "8 8
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
     made = []
     for table in (BRIGHTNESS, COLOUR):
-        steps = ((torch.tensor(table) * scale + 50) / 100).floor().clamp(1, 255).double()
+        steps = (
+            ((torch.tensor(table, device="cpu") * scale + 50) / 100).floor().clamp(1, 255).double()
+        )
         made.append((1 / steps / (1 / steps).mean()).float())
     return made[0], made[1]
 
 
 def to_ycbcr(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Brightness and two differences of colour; the matrix is not orthonormal, colour shrinks."""
-    return einsum(torch.tensor(YCBCR).to(x), x, "o c, b c h w -> b o h w")
+    return einsum(_ycbcr_on(x.device, x.dtype), x, "o c, b c h w -> b o h w")
+
+
+# What every call needs: made and copied once for each device, precision and size.
+
+
+@functools.cache
+def _matrix_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "8 8"]:
+    return dct_matrix().to(device, dtype)
+
+
+@functools.cache
+def _ycbcr_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "3 3"]:
+    return torch.tensor(YCBCR, device="cpu").to(device, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _weights_on(
+    config: FrequencyConfig, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "c h w"]:
+    """The weight of every coefficient of a picture of c channels, h x w."""
+    brightness, colour = jpeg_weights(config.quality)
+    channels, h, w = shape
+    rest = colour if config.colour == "ycbcr" else brightness
+    repeats = (1, -(-h // EDGE), -(-w // EDGE))
+    by_place = torch.stack([brightness] + [rest] * (channels - 1)).repeat(repeats)
+    return by_place[:, :h, :w].to(device, dtype)
 
 
 def frequency(
@@ -113,11 +144,6 @@ def frequency(
         error = error * weight.sqrt()
     if config.colour == "ycbcr":
         error = to_ycbcr(error)
-    brightness, colour = jpeg_weights(config.quality)
-    tables = [brightness] + [colour if config.colour == "ycbcr" else brightness] * (
-        error.shape[1] - 1
-    )
-    h, w = error.shape[2:]
-    repeats = (1, -(-h // EDGE), -(-w // EDGE))
-    by_place = torch.stack(tables).repeat(repeats)[:, :h, :w].to(error)
+    _, channels, h, w = error.shape
+    by_place = _weights_on(config, (channels, h, w), error.device, error.dtype)
     return (block_dct(error).square() * by_place).flatten(1).mean(1)

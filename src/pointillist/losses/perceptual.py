@@ -1,5 +1,6 @@
-"""The perceptual distance of the predicted picture from the clean one (PixelGen, 2602.02493)."""
+"""The perceptual distance of the predicted picture from the true one (PixelGen, 2602.02493)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,17 +29,20 @@ class LPIPSConfig:
             shown = "x".join(map(str, spec.size))
             raise InputError(
                 f"loss.lpips.weight is {self.weight}, but LPIPS looks at pictures of {SMALLEST}x"
-                f"{SMALLEST} or more and these have {shown}; set it to 0 or raise data.size"
+                f"{SMALLEST} or more and these have {shown}; set loss.lpips={{}} or raise data.size"
             )
 
 
 def perceptual(
     config: LPIPSConfig,
     guess: Float[Tensor, "b 3 h w"],
-    clean: Float[Tensor, "b 3 h w"],
+    truth: Float[Tensor, "b 3 h w"],
     t: Time,
     weight: Float[Tensor, "b _ h w"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """LPIPS of every pair in float32, 0 before the gate."""
-    distance = shipped(clean.device)(guess.float(), clean.float(), weight)
-    return distance * (t >= config.after)
+    """LPIPS of every pair in float32; 0 before the gate, whatever the guess, and its gradient."""
+    due, truth = t >= config.after, truth.float()
+    # Chosen before and after: 0 times a gradient that is not finite would not be 0.
+    looked_at = torch.where(due.view(-1, 1, 1, 1), guess.float(), truth)
+    distance = shipped(truth.device)(looked_at, truth, weight)
+    return torch.where(due, distance, torch.zeros_like(distance))

@@ -26,10 +26,11 @@ def check_pictures(config: Any, path: str, spec: Spec, what: str, channels: int 
     if len(spec.size) != 2:
         raise InputError(
             f"{path}.weight is {config.weight}, but the data have {len(spec.size)} axes, and "
-            f"{what} looks at pictures; set it to 0"
+            f"{what} looks at pictures; set {path}={{}}"
         )
     if channels is not None and spec.channels != channels:
+        remedy = f"{path}.colour=none" if hasattr(config, "colour") else f"{path}={{}}"
         raise InputError(
             f"{path}.weight is {config.weight}, but the data have {spec.channels} channels, and "
-            f"{what} looks at {channels}; set it to 0"
+            f"{what} looks at {channels}; set {remedy}"
         )
