@@ -39,7 +39,7 @@ frequency_module = sys.modules["pointillist.losses.frequency"]  # losses.frequen
 class Stored:
     """A teacher that answers what is stored, on its own grid."""
 
-    patch = 1
+    patch, digest = 1, "stored"
 
     def __init__(self, tokens: torch.Tensor, grid: tuple[int, int]) -> None:
         self.width, self.map = tokens.shape[2], on_grid(tokens, grid)

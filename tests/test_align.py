@@ -47,7 +47,7 @@ def noise(*shape: int, seed: int = 3) -> torch.Tensor:
 class Means:
     """A teacher of three channels: the mean colour of every cell, and how often it was asked."""
 
-    width, patch = 3, 1
+    width, patch, digest = 3, 1, "means"
 
     def __init__(self) -> None:
         self.asked = 0
@@ -91,7 +91,7 @@ def test_places_correspond_on_a_grid_that_is_not_square():
 @pytest.mark.parametrize("projector", ["conv", "mlp"])
 def test_gradients_reach_model_and_projector_and_never_the_teacher(projector):
     class Trained(nn.Module):
-        width, patch = 4, 1
+        width, patch, digest = 4, 1, "trained"
 
         def __init__(self) -> None:
             super().__init__()
@@ -118,14 +118,26 @@ def test_gradients_reach_model_and_projector_and_never_the_teacher(projector):
     assert model.patch.weight.grad is not None and not model.patch.weight.grad.any()
 
 
-def test_micro_batches_have_the_loss_of_the_whole():
-    run = toy()
+def test_micro_batches_have_the_loss_and_gradients_of_the_whole():
+    run = toy(*WAYS["all terms"])
     model = run.model.build(run.data.promise())
     made = build_alignment(run.loss.align, model, CPU)
+    with torch.no_grad():  # heads that start at 0 would let nothing through
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     batch = next(batches(run.data.open("train"), run.seed, 0, 12, 12))
-    found = [backward(run, Network(model), batch, CPU, size, made) for size in (0, 5)]
-    for name in found[0]:
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)
+    found, slopes = [], []
+    for size in (0, 5):
+        model.zero_grad()
+        made.zero_grad()
+        found.append(backward(run, Network(model), batch, CPU, size, made))
+        named = (*model.named_parameters(), *made.named_parameters())
+        slopes.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+    assert set(found[0]) == {"loss", "velocity", "frequency", "lpips", "align"}
+    assert slopes[0].keys() == slopes[1].keys() and slopes[0]["projector.weight"].any()
+    for a, b in (found, slopes):
+        for name in a:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6)
 
 
 # In a run.
@@ -234,7 +246,90 @@ def test_a_run_saved_before_terms_could_end_goes_on(tmp_path):
     assert steps(tmp_path / "b") == before
 
 
+def vit(folder: Path, **more: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Dinov2Config(**sizes, image_size=56, patch_size=14, **more)
+    torch.manual_seed(more.get("mlp_ratio", 0))
+    transformers.Dinov2Model(config).save_pretrained(folder)
+
+
+def test_a_teacher_may_move_and_another_in_its_place_is_refused(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def halt(event):
+        if event["event"] == "step" and event["images"] == 48:
+            raise Stop
+
+    vit(tmp_path / "vit")
+    with pytest.raises(Stop):
+        pt.train(toy(f"loss.align.teacher={tmp_path / 'vit'}"), tmp_path / "run", report=halt)
+    (tmp_path / "vit").rename(tmp_path / "moved")
+    moved = toy(f"loss.align.teacher={tmp_path / 'moved'}")
+    vit(tmp_path / "vit", mlp_ratio=2)
+    for other in (toy(f"loss.align.teacher={tmp_path / 'vit'}"), toy()):
+        with pytest.raises(InputError, match="is not the teacher that the run was begun with"):
+            pt.train(other, tmp_path / "run", resume=True)
+    pt.train(moved, tmp_path / "run", resume=True)
+    assert Run.load(tmp_path / "run").loss.align.teacher == str(tmp_path / "moved")
+
+
+def test_a_teacher_that_no_checkpoint_tells_of_keeps_its_name(tmp_path):
+    pt.train(toy("train.images=32"), tmp_path)
+    (last,) = checkpoint.complete(tmp_path / "checkpoints")
+    facts = json.loads((last / "state.json").read_text())
+    assert facts.pop("teacher") == {"width": 256, "digest": vision.AlexNet.digest}
+    (last / "state.json").write_text(json.dumps(facts))
+    vit(tmp_path / "vit")
+    with pytest.raises(InputError, match="loss.align.teacher is .*vit, but the run in"):
+        run = toy(f"loss.align.teacher={tmp_path / 'vit'}", "train.images=32")
+        pt.train(run, tmp_path, resume=True)
+    pt.train(toy("train.images=32"), tmp_path, resume=True)
+
+
+def test_a_run_whose_alignment_has_ended_goes_on_without_its_teacher(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def halt(event):
+        if event["event"] == "step" and event["images"] == 80:
+            raise Stop
+
+    vit(tmp_path / "vit")
+    run = toy(f"loss.align.teacher={tmp_path / 'vit'}", "loss.align.stop_after=48")
+    pt.train(run, tmp_path / "a")
+    with pytest.raises(Stop):
+        pt.train(run, tmp_path / "b", report=halt)
+    (tmp_path / "vit").rename(tmp_path / "gone")
+    told: list[dict] = []
+    pt.train(run, tmp_path / "b", resume=True, report=told.append)
+    assert same(tmp_path / "a", tmp_path / "b") and told[0]["teacher_parameters"] == 0
+    (*_, last) = checkpoint.complete(tmp_path / "b" / "checkpoints")
+    facts = [checkpoint.facts_of(folder)["teacher"] for folder in (last, *checkpoint.complete(
+        tmp_path / "a" / "checkpoints"))]  # fmt: skip
+    assert facts[0]["digest"] and all(fact == facts[0] for fact in facts)
+
+
+def test_a_teacher_is_let_go_at_the_end_of_the_alignment():
+    made = Alignment(AlignConfig(weight=1.0, stop_after=48), 16, 3).look_up_to(Means())
+    made.let_go(47)
+    assert made.teacher is not None
+    made.let_go(48)
+    assert made.teacher is None and made.digest == "means"
+
+
 # Costs and refusals.
+
+
+def test_what_terms_keep_for_backward_is_counted():
+    plain, terms = (
+        describe(run, run.data.promise())["activation_bytes"]
+        for run in (toy("loss.align={}"), toy("loss.align={}", *WAYS["all terms"]))
+    )
+    # LPIPS keeps at least the answers of five layers, twice, for pictures of 32 pixels.
+    answers = 4 * (64 * 49 + 192 * 9 + 3 * 256)
+    assert terms - plain > answers
 
 
 def test_what_is_trained_and_asked_beside_the_model_is_counted():

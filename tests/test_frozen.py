@@ -1,12 +1,14 @@
 """Networks that are consulted: LPIPS, and teachers of every kind behind one signature."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pointillist.draws import Draw
+from pointillist.frozen import alexnet, vision
 from pointillist.frozen.alexnet import LPIPS, SHIPPED, AlexNetFeatures, lpips_distance, shipped
 from pointillist.frozen.vision import AlexNet, load_teacher, promise, resized
 from pointillist.types import InputError
@@ -70,6 +72,21 @@ def test_damaged_or_other_weights_are_refused(tmp_path):
         LPIPS(path)
 
 
+def test_a_damaged_file_of_the_package_is_told_from_ones_own(tmp_path, monkeypatch):
+    damaged = bytearray(SHIPPED.read_bytes())
+    damaged[-1] ^= 1  # one bit of one weight: the file still opens
+    (tmp_path / "w").write_bytes(damaged)
+    LPIPS(tmp_path / "w")
+    for path in (tmp_path / "w", tmp_path / "gone"):
+        monkeypatch.setattr(alexnet, "SHIPPED", path)
+        with pytest.raises(InputError, match="with the package; reinstall pointillist"):
+            LPIPS()
+
+
+def test_two_names_of_one_device_share_a_network():
+    assert shipped(torch.device("cpu", 0)) is shipped(CPU)
+
+
 def test_too_small_pictures_are_refused():
     with pytest.raises(InputError, match="31x31 or more, these have 30x64"):
         lpips_distance(pictures(1, 30, 64), pictures(1, 30, 64))
@@ -106,8 +123,11 @@ def test_a_picture_of_the_right_size_is_not_touched():
 
 KINDS = {
     "Dinov2": {}, "Dinov2WithRegisters": {"num_register_tokens": 2},
-    "DINOv3ViT": {"num_register_tokens": 3}, "ViT": {}, "CLIPVision": {}, "SiglipVision": {},
+    "DINOv3ViT": {"num_register_tokens": 3}, "ViT": {}, "DeiT": {}, "IJepa": {}, "CLIPVision": {},
+    "SiglipVision": {},
 }  # fmt: skip
+EXTRA = {"Dinov2WithRegisters": 3, "DINOv3ViT": 4, "DeiT": 2, "IJepa": 0, "SiglipVision": 0}
+HALF = '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
 
 
 def saved(kind: str, folder, **more):
@@ -123,7 +143,16 @@ def saved(kind: str, folder, **more):
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     model.save_pretrained(folder)
+    if kind in ("ViT", "DeiT", "IJepa"):
+        (Path(folder) / "preprocessor_config.json").write_text(HALF)
     return model.eval()
+
+
+def without(folder, key: str) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights[key]
+    save_file(weights, path, {"format": "pt"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +163,9 @@ def test_a_vit_of_any_kind_teaches_with_its_patches_alone(kind, tmp_path):
     assert tokens.shape == (2, 16, 3, 5) and promise(str(tmp_path)).width == 16
     assert promise(str(tmp_path)).parameters == sum(p.numel() for p in model.parameters())
     # The model's own answer to the picture in its own normalisation, from the last patch backwards.
-    low, high = {"ViT": (0.5, 0.5), "SiglipVision": (0.5, 0.5)}.get(kind, (None, None))
+    assert teacher.extra == EXTRA.get(kind, 1)
+    halved = kind in ("ViT", "DeiT", "IJepa", "SiglipVision")
+    low, high = (0.5, 0.5) if halved else (None, None)
     mean = torch.tensor(
         (0.48145466, 0.4578275, 0.40821073) if kind == "CLIPVision" else (0.485, 0.456, 0.406)
         if low is None else (low,) * 3
@@ -183,6 +214,116 @@ def test_what_is_no_teacher_is_refused_in_one_sentence(tmp_path, monkeypatch):
     saved("Dinov2", tmp_path / "grey", num_channels=1)
     with pytest.raises(InputError, match="looks at 1 channels; choose one of 3"):
         promise(str(tmp_path / "grey"))
+
+
+def test_weights_that_a_file_lacks_are_refused_and_not_made_up(tmp_path):
+    saved("Dinov2", tmp_path / "a")
+    without(tmp_path / "a", "embeddings.mask_token")
+    assert load_teacher(str(tmp_path / "a"), CPU).extra == 1
+    without(tmp_path / "a", "layernorm.bias")
+    with pytest.raises(InputError, match="lacks the weight layernorm.bias, which would be filled"):
+        load_teacher(str(tmp_path / "a"), CPU)
+    saved("ViT", tmp_path / "b")
+    without(tmp_path / "b", "pooler.dense.bias")
+    assert load_teacher(str(tmp_path / "b"), CPU).extra == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        '"image_mean": null, "image_std": [1, 1, 1]', '"image_mean": 0.5, "image_std": 0.5',
+        '"image_mean": ["a", "b", "c"], "image_std": [1, 1, 1]',
+        '"image_mean": [0, 0], "image_std": [1, 1]',
+        '"image_mean": [0, 0, 0], "image_std": [1, 1, 0]',
+        '"image_mean": [0, 0, NaN], "image_std": [1, 1, 1]',
+    ],
+)  # fmt: skip
+def test_a_normalisation_that_is_none_is_refused_in_one_sentence(values, tmp_path):
+    saved("Dinov2", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(f"{{{values}}}")
+    with pytest.raises(InputError, match="image_(mean|std) is .*takes three finite numbers"):
+        promise(str(tmp_path))
+
+
+def test_how_a_vit_was_normalised_is_not_guessed(tmp_path):
+    saved("ViT", tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match="no preprocessor_config.json, and how a vit normalises"):
+        promise(str(tmp_path))
+
+
+def test_whatever_is_raised_about_a_teacher_is_one_sentence(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    saved("Dinov2", tmp_path / "torn")
+    whole = (tmp_path / "torn" / "model.safetensors").read_bytes()
+    (tmp_path / "torn" / "model.safetensors").write_bytes(whole[:300])
+    told = [("torn", "cannot be loaded")]
+    # It asks for more than pictures.
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.Siglip2VisionModel(config).save_pretrained(tmp_path / "siglip2")
+    (tmp_path / "siglip2" / "preprocessor_config.json").write_text(HALF)
+    told += [("siglip2", "cannot be loaded .*pixel_attention_mask")]
+    # It hides three patches of four.
+    config = transformers.ViTMAEConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=56, patch_size=14,
+    )  # fmt: skip
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path / "mae")
+    (tmp_path / "mae" / "preprocessor_config.json").write_text(HALF)
+    told += [("mae", "answers 6 and 12 patches with 2 and 4 tokens")]
+    for name, sentence in told:
+        with pytest.raises(InputError, match=sentence) as caught:
+            load_teacher(str(tmp_path / name), CPU)
+        assert "\n" not in str(caught.value)
+    # AutoModel knows no class for the vision part alone.
+    transformers.BlipConfig().save_pretrained(tmp_path / "blip")
+    (tmp_path / "blip" / "preprocessor_config.json").write_text(HALF)
+    (tmp_path / "blip" / "model.safetensors").write_bytes(whole)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        promise(str(tmp_path / "blip"))
+
+
+def test_a_digest_tells_weights_and_normalisation_and_not_the_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved("Dinov2", tmp_path / "a")
+    saved("Dinov2", tmp_path / "b")
+    one, other = (load_teacher(name, CPU).digest for name in (str(tmp_path / "a"), "~/b"))
+    assert one == other and promise("~/b") == promise(str(tmp_path / "a"))
+    (tmp_path / "b" / "preprocessor_config.json").write_text(HALF)
+    assert load_teacher("~/b", CPU).digest != one
+    path = tmp_path / "a" / "model.safetensors"
+    weights = load_file(path)
+    weights["layernorm.bias"][0] += 1
+    save_file(weights, path, {"format": "pt"})
+    assert load_teacher(str(tmp_path / "a"), CPU).digest not in (one, AlexNet(CPU).digest)
+
+
+def test_a_model_of_the_hub_without_a_preprocessor_is_told_from_one_that_cannot_be_asked(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("transformers")
+    hub = pytest.importorskip("huggingface_hub")
+    errors = pytest.importorskip("huggingface_hub.errors")
+
+    def answer(error):
+        def raised(*_):
+            raise error
+
+        return raised
+
+    (tmp_path / "file").write_text(HALF)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_: str(tmp_path / "file"))
+    assert vision._preprocessor("some/model") == tmp_path / "file"
+    monkeypatch.setattr(hub, "hf_hub_download", answer(errors.EntryNotFoundError("none")))
+    assert vision._preprocessor("some/model") is None
+    monkeypatch.setattr(hub, "hf_hub_download", answer(errors.LocalEntryNotFoundError("offline")))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(errors.LocalEntryNotFoundError):
+        vision._preprocessor("some/model")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: object())
+    assert vision._preprocessor("some/model") is None
 
 
 def test_a_missing_extra_is_one_sentence_with_the_command(monkeypatch):

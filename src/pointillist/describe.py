@@ -1,5 +1,6 @@
 """What a configuration costs, found on the meta device: nothing is allocated or trained."""
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pointillist.engine.optim import build_optimizer, moments
 from pointillist.frozen.vision import promise
 from pointillist.layers.fused import hidden_weights
-from pointillist.losses.align import build_alignment
+from pointillist.losses import criterion
+from pointillist.losses.align import Taught, build_alignment, misalignment
 from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Given, InputError, Spec
@@ -23,14 +25,18 @@ from pointillist.types import Given, InputError, Spec
 BFLOAT16_KEEPS = 0.75
 
 
-def describe(run: Run, spec: Spec) -> dict[str, Any]:
-    """Parameters, multiply-accumulates and memory of one forward of one picture."""
+def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, Any]:
+    """Parameters, multiply-accumulates and memory of one forward of one picture.
+
+    `taught`: what a run that goes on has of its alignment; of one that has ended the projector
+    alone is left.
+    """
     with torch.device("meta"):
         model = run.model.build(spec)
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
         t = torch.zeros(1)
-        alignment = build_alignment(run.loss.align, model, torch.device("meta"))
+        alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
     network = Network(model.train())
     taps = () if alignment is None else alignment.taps
     # The plain form of attention is written in matrix products, which the counter knows.
@@ -38,17 +44,25 @@ def describe(run: Run, spec: Spec) -> dict[str, Any]:
         with torch.no_grad():
             network(x, t, given)
     flops = counter.get_total_flops()
+    due = alignment is not None and alignment.config.due(taught.images if taught else 0)
     with _saved() as held:
-        answer = network(x, t, given, taps=taps)
-        if alignment is not None:
-            alignment.projector(answer.hidden[0])
+        answer = network(x, t, given, taps=taps if due else ())
+        projected = alignment.projector(answer.hidden[0]) if alignment and due else None
+    # The terms, in float32 at any precision: LPIPS's features weigh most.
+    with _saved() as of_terms:
+        aligned = None if projected is None else misalignment(projected, torch.ones_like(projected))
+        guess = run.objective.read(answer.value.float(), x, t)
+        velocity = functools.partial(run.objective.velocity, t=t)
+        truth = run.objective.target(x, x, x, t)
+        criterion(run.loss, guess, truth, None, velocity, t=t, aligned=aligned)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = int(held[0] * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1))
+    activation += of_terms[0]
     micro = run.train.at_once
     beside = [] if alignment is None else list(alignment.parameters())
     projector = sum(p.numel() for p in beside)
-    teacher = promise(run.loss.align.teacher).parameters if alignment is not None else 0
+    teacher = promise(run.loss.align.teacher).parameters if due else 0
     optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
     kept = sum(p.numel() for p in moments(optimizer))
     averages = 1 + len(run.train.ema) + len(run.train.ema_power)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pointillist.engine import checkpoint
 from pointillist.engine.ema import EMA
 from pointillist.engine.optim import load_optimizer_state, optimizer_state
+from pointillist.losses.align import Alignment, Taught
 from pointillist.run import Run, to_dict
 from pointillist.types import InputError, Spec
 
@@ -58,12 +59,25 @@ def begin(run: Run, spec: Spec, out: Path) -> None:
     run.save(out / "run.yaml")  # last: a folder with a run.yaml can be resumed
 
 
-def check_same(run: Run, spec: Spec, out: Path) -> None:
-    """A resumed run is the same run: InputError names the first field that differs."""
+def taught_by(out: Path) -> Taught:
+    """What the newest complete checkpoint tells of the run's alignment."""
+    found = checkpoint.complete(out / "checkpoints")
+    facts = checkpoint.facts_of(found[-1]) if found else {}
+    # Earlier versions did not tell the teacher's.
+    return Taught(facts.get("images", 0), **facts.get("teacher", {}))
+
+
+def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozenset()) -> None:
+    """A resumed run is the same run: InputError names the first field that differs.
+
+    `moved`: fields that may differ because what they name is known to be the same.
+    """
     if not (out / "run.yaml").is_file():
         raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
     before, now = _leaves(to_dict(Run.load(out / "run.yaml"))), _leaves(to_dict(run))
-    free = FREE_ON_RESUME | ({"train.images"} if run.optim.schedule == "constant" else set())
+    free = (
+        FREE_ON_RESUME | moved | ({"train.images"} if run.optim.schedule == "constant" else set())
+    )
     # A kind comes first: the fields below it differ because it does.
     fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))
     for field in fields:
@@ -103,7 +117,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Any,
     ema: EMA,
-    beside: nn.Module | None = None,
+    beside: Alignment | None = None,
 ) -> None:
     """Everything a resumed run needs; `beside` is what is trained without being a part of the
     model, and has groups of its own.
@@ -117,6 +131,8 @@ def save_checkpoint(
         groups["beside"] = dict(beside.named_parameters())
         groups["beside-optimizer"] = optimizer_state(beside, optimizer)
     facts = {**vars(state), "ema_updates": ema.updates}
+    if beside is not None:
+        facts["teacher"] = {"width": beside.width, "digest": beside.digest}
     checkpoint.save(out / "checkpoints" / f"{state.images:09d}", groups, facts)
     checkpoint.prune(out / "checkpoints", run.train.keep)
 

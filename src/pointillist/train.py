@@ -22,7 +22,7 @@ from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
-from pointillist.losses.align import Alignment, build_alignment
+from pointillist.losses.align import Alignment, Taught, build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
 from pointillist.run import Run, to_dict
@@ -33,6 +33,7 @@ from pointillist.runfolder import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    taught_by,
 )
 from pointillist.sample import Trained
 from pointillist.snapshots import drop_later_snapshots, save_snapshot
@@ -66,13 +67,14 @@ def _train(
     device = pick_device(run.device)
     source, test = run.data.open("train"), run.data.open("test")
     run.check(source.spec)
-    facts = describe(run, source.spec)
+    taught = taught_by(out) if resume else Taught()
+    facts = describe(run, source.spec, taught)
     refuse_too_large(run, facts, free_memory(device), str(device))
     judging = Judging(run, source.spec, out, device)
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
-    alignment = build_alignment(run.loss.align, model, device)
+    alignment = build_alignment(run.loss.align, model, device, taught)
     beside = [] if alignment is None else list(alignment.parameters())
     parameters = [*(p for p in model.parameters() if p.requires_grad), *beside]
     optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
@@ -81,7 +83,9 @@ def _train(
 
     # Load.
     if resume:
-        check_same(run, source.spec, out)
+        # A teacher whose digest is the one the checkpoint tells may lie elsewhere.
+        known = alignment is not None and alignment.teacher is not None and taught.digest
+        check_same(run, source.spec, out, frozenset({"loss.align.teacher"} if known else ()))
         load_checkpoint(out, state, model, optimizer, ema, alignment)
         run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
@@ -129,6 +133,8 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         before, state.images = state.images, state.images + size
         state.count(figures, size, finite)
+        if alignment is not None:
+            alignment.let_go(state.images)
 
         if not finite:
             event = {"event": "skipped", "images": state.images, "in_a_row": state.in_a_row}

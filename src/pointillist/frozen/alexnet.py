@@ -6,6 +6,7 @@ and `lpips` 0.1.4 (version 0.1, one non-negative weight a channel), rounded to f
 """
 
 import functools
+import hashlib
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from pointillist.types import InputError
 
 SHIPPED = Path(__file__).parent / "assets" / "lpips_alex.safetensors"
+SHIPPED_SHA256 = "aeb13c365a5ef97508756f8eb3690db1a65a57dfdf3679259d347b037615914a"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's, on [-1, 1]
 # Channels in and out, edge of the kernel, stride, padding.
 CONVOLUTIONS = (
@@ -103,9 +105,14 @@ def _unit(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
 
 
-@functools.cache
 def shipped(device: torch.device) -> LPIPS:
     """The network with the weights of the package, one on each device."""
+    # A tensor tells which one plain "cuda" is.
+    return _shipped_on(torch.empty(0, device=device).device)
+
+
+@functools.cache
+def _shipped_on(device: torch.device) -> LPIPS:
     return LPIPS().to(device).eval()
 
 
@@ -119,6 +126,8 @@ def lpips_distance(
 
 def _fill(module: nn.Module, names: dict[str, str], path: Path) -> None:
     """Weights out of the file, frozen; `names` are a layer's here and there."""
+    if path == SHIPPED:
+        _check_shipped()
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -138,3 +147,16 @@ def _fill(module: nn.Module, names: dict[str, str], path: Path) -> None:
                     )
                 p.copy_(value)
                 p.requires_grad_(False)
+
+
+def _check_shipped() -> None:
+    try:
+        with SHIPPED.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == SHIPPED_SHA256
+    except OSError:
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{SHIPPED} is missing or damaged, it is not the file that comes with the package; "
+            f"reinstall pointillist"
+        )

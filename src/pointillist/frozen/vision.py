@@ -7,16 +7,24 @@ at which it has that grid, and normalises as it was trained:
 
     alexnet         16 g + 15 pixels for g tokens; LPIPS's shift and scale; the fifth layer, d = 256
     a ViT           p g pixels for g tokens of patch p; mean and deviation of its own
-                    preprocessor_config.json, or its kind's (ImageNet's for DINO, 1/2 for ViT);
-                    its last, normalised tokens without class and register tokens
+                    preprocessor_config.json, or its kind's where that is known;
+                    its `last_hidden_state` (CLIP's alone is that before its last norm) without
+                    the class and register tokens that it begins with
 
-A ViT is any of `transformers` (DINOv2, DINOv3, ViT, CLIP, SigLIP, ...), by folder or hub id. Only
+AlexNet pads its first layers unevenly: its token k is centred on pixel 16 k + 15 of 16 g + 15,
+which is up to .47 of a cell off its place, towards the far borders.
+
+A ViT is any of `transformers` (DINOv2, DINOv3, ViT, DeiT, I-JEPA, CLIP, SigLIP, ...), by folder or
+hub id, that answers a picture with one token a patch, which it is asked for when it is loaded. Only
 safetensors are opened, and no code that comes with a model is run.
 """
 
+import functools
+import hashlib
 import importlib
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pointillist.frozen.alexnet import CONVOLUTIONS, WIDTHS, shipped
+from pointillist.frozen.alexnet import CONVOLUTIONS, SHIPPED_SHA256, WIDTHS, shipped
 from pointillist.types import InputError
 
 Grid = tuple[int, int]
@@ -33,20 +41,26 @@ INSTALL = "pip install 'pointillist[teachers]'"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-# Mean and deviation of the kinds that are often stored without a preprocessor's file.
+# Mean and deviation of the kinds that are often stored without a preprocessor's file. There is no
+# "vit" among them: Google's have 1/2, and the first DINO, of the same kind, ImageNet's.
 NORMALISATIONS = {
-    "dinov2": IMAGENET, "dinov2_with_registers": IMAGENET, "dinov3_vit": IMAGENET, "vit": HALF,
-    "siglip_vision_model": HALF, "siglip2_vision_model": HALF, "clip_vision_model": CLIP,
+    "dinov2": IMAGENET, "dinov2_with_registers": IMAGENET, "dinov3_vit": IMAGENET,
+    "siglip_vision_model": HALF, "clip_vision_model": CLIP,
 }  # fmt: skip
-WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
+PREPROCESSOR = "preprocessor_config.json"
+# Weights that no token passes: a file may lack them.
+UNUSED = {"pooler", "head", "mask_token"}
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen network: its width d, and the step of its tokens in pixels that it sees."""
+    """A frozen network: its width d, the step of its tokens in pixels that it sees, and a digest
+    of all that its answers come from.
+    """
 
     width: int
     patch: int
+    digest: str
 
     def __call__(self, x: Float[Tensor, "b 3 h w"], grid: Grid) -> Float[Tensor, "b d gh gw"]: ...
 
@@ -68,7 +82,7 @@ def resized(x: Float[Tensor, "b 3 h w"], size: Grid) -> Float[Tensor, "b 3 h2 w2
 class AlexNet:
     """The features behind LPIPS as a teacher; the one whose weights come with the package."""
 
-    width, patch = WIDTHS[-1], 16
+    width, patch, digest = WIDTHS[-1], 16, SHIPPED_SHA256[:32]
 
     def __init__(self, device: torch.device) -> None:
         self.features = shipped(device).features
@@ -82,7 +96,7 @@ class VisionTransformer:
     """A ViT of `transformers`, by folder or hub id."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        transformers = _transformers()
+        transformers, name = _transformers(), _expanded(name)
         config = _vision_config(name)
         self.width, self.patch = _width(name, config), _patch(name, config)
         (mean, deviation), self.name = _normalisation(name, config), name
@@ -90,34 +104,72 @@ class VisionTransformer:
         self.deviation = torch.tensor(deviation, device=device).view(3, 1, 1)
         transformers.utils.logging.disable_progress_bar()
         with _told(name):
-            model = transformers.AutoModel.from_pretrained(
-                name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-            )
+            model, found = transformers.AutoModel.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
+                output_loading_info=True,
+            )  # fmt: skip
         # Two-tower models keep their eyes in a part of their own.
         model = getattr(model, "vision_model", model)
+        ours = dict(model.named_parameters())
+        for key in sorted(found["missing_keys"]):
+            bare = key.removeprefix("vision_model.")
+            if bare in ours and not UNUSED & set(bare.split(".")):
+                raise InputError(
+                    f"loss.align.teacher {name} lacks the weight {key}, which would be filled with "
+                    f"random numbers; give the whole model as save_pretrained wrote it"
+                )
+        self.digest = _digest(model, self.mean, self.deviation)
         self.model = model.to(device).eval().requires_grad_(False)
-        class_tokens = 0 if config.model_type in WITHOUT_CLASS_TOKEN else 1
-        self.extra = class_tokens + (getattr(config, "num_register_tokens", 0) or 0)
         # Learnt places of one grid are interpolated to others where the model is asked to.
         asks = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if asks else {}
+        self.extra = self._extra(device)
+
+    def _extra(self, device: torch.device) -> int:
+        """How many tokens stand before those of the patches: two grids are tried."""
+        found = []
+        for grid in ((2, 3), (3, 4)):
+            with _told(self.name):
+                tokens = self._tokens(torch.zeros(1, 3, *grid, device=device), grid)
+            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
+            if shape is None or len(shape) != 3 or shape[2] != self.width:
+                raise InputError(
+                    f"loss.align.teacher {self.name} answers a picture of {grid[0]} x {grid[1]} "
+                    f"patches with shape {shape}, which are no tokens of width {self.width}; "
+                    f"choose another ViT"
+                )
+            found.append(shape[1] - math.prod(grid))
+        if found[0] != found[1] or found[0] < 0:
+            raise InputError(
+                f"loss.align.teacher {self.name} answers 6 and 12 patches with {found[0] + 6} and "
+                f"{found[1] + 12} tokens, which is not one a patch; choose another ViT"
+            )
+        return found[0]
+
+    def _tokens(self, x: Float[Tensor, "b 3 h w"], grid: Grid) -> Any:
+        x = resized(x, (grid[0] * self.patch, grid[1] * self.patch))
+        x = (x * 0.5 + 0.5 - self.mean) / self.deviation
+        return self.model(pixel_values=x, **self.options).last_hidden_state
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "b 3 h w"], grid: Grid) -> Float[Tensor, "b d gh gw"]:
-        x = resized(x, (grid[0] * self.patch, grid[1] * self.patch))
-        x = (x * 0.5 + 0.5 - self.mean) / self.deviation
-        tokens = self.model(pixel_values=x, **self.options).last_hidden_state
-        wanted = grid[0] * grid[1] + self.extra
-        if tokens.dim() != 3 or tokens.shape[1] != wanted:
-            raise InputError(
-                f"loss.align.teacher {self.name} answers with shape {tuple(tokens.shape)}, not "
-                f"with {wanted} tokens as its configuration has it; choose another ViT"
-            )
-        return tokens[:, self.extra :].mT.unflatten(2, grid)
+        return self._tokens(x, grid)[:, self.extra :].mT.unflatten(2, grid)
+
+
+def _digest(model: torch.nn.Module, *more: Tensor) -> str:
+    """Of every weight that is used, and of what the pictures are normalised with."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in [*sorted(model.state_dict().items()), *(("", value) for value in more)]:
+        if not UNUSED & set(name.split(".")):
+            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            found.update(value.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def load_teacher(name: str, device: torch.device) -> Teacher:
-    """`alexnet`, or a ViT by folder or hub id; InputError where it is not to be had."""
+    """`alexnet`, or a ViT by folder or hub id; InputError where it is not to be had or does not
+    answer a picture with one token a patch.
+    """
     return AlexNet(device) if name == "alexnet" else VisionTransformer(name, device)
 
 
@@ -126,6 +178,14 @@ def promise(name: str) -> Promise:
     if name == "alexnet":
         parameters = sum(o * (i * kernel**2 + 1) for i, o, kernel, *_ in CONVOLUTIONS)
         return Promise(WIDTHS[-1], parameters)
+    name = _expanded(name)
+    folder = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
+    # A folder may have changed since; what the hub has under an id does not in one process.
+    return _promise(name, tuple((str(path), path.stat().st_mtime_ns) for path in folder))
+
+
+@functools.cache
+def _promise(name: str, version: tuple[tuple[str, int], ...]) -> Promise:
     transformers, config = _transformers(), _vision_config(name)
     _patch(name, config)
     _normalisation(name, config)
@@ -134,7 +194,7 @@ def promise(name: str) -> Promise:
             f"loss.align.teacher {name} holds no .safetensors; give a folder that save_pretrained "
             f"wrote"
         )
-    with torch.device("meta"):
+    with _told(name), torch.device("meta"):
         model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     return Promise(_width(name, config), sum(p.numel() for p in model.parameters()))
 
@@ -162,12 +222,17 @@ class _told:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+        # It names no error that it would keep to: whatever comes is about this teacher.
+        if isinstance(error, Exception) and not isinstance(error, InputError):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
                 f"loss.align.teacher {self.name} cannot be loaded ({first}); give alexnet, the "
                 f"folder of a ViT that save_pretrained wrote, or a hub id that can be reached"
             ) from None
+
+
+def _expanded(name: str) -> str:
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def _vision_config(name: str) -> Any:
@@ -200,20 +265,56 @@ def _width(name: str, config: Any) -> int:
     return config.hidden_size
 
 
+def _preprocessor(name: str) -> Path | None:
+    """The file that says how pictures are normalised; None where the model comes without."""
+    if Path(name).is_dir():
+        path = Path(name) / PREPROCESSOR
+        return path if path.is_file() else None
+    hub = importlib.import_module("huggingface_hub")
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        return Path(hub.hf_hub_download(name, PREPROCESSOR))
+    except errors.LocalEntryNotFoundError:
+        # Off line. The cache may know that there is none; that it knows nothing is no answer.
+        if hub.try_to_load_from_cache(name, PREPROCESSOR) is None:
+            raise
+        return None
+    except errors.EntryNotFoundError:
+        return None
+
+
+def _three_numbers(value: Any, positive: bool) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        and all(math.isfinite(v) and (v > 0 or not positive) for v in value)
+    )
+
+
 def _normalisation(name: str, config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    find = _transformers().utils.cached_file
     with _told(name):
-        path = find(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    if path is not None:
-        with _told(name):
-            facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        if "image_mean" in facts and "image_std" in facts:
-            if facts.get("do_normalize", True):
-                return tuple(facts["image_mean"]), tuple(facts["image_std"])
+        path = _preprocessor(name)
+        facts = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise InputError(
+            f"{path} of loss.align.teacher {name} holds a {type(facts).__name__}; it must hold "
+            f"image_mean and image_std by name"
+        )
+    if "image_mean" in facts and "image_std" in facts:
+        if not facts.get("do_normalize", True):
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        for field in ("image_mean", "image_std"):
+            if not _three_numbers(facts[field], positive=field == "image_std"):
+                above = " above 0" if field == "image_std" else ""
+                raise InputError(
+                    f"{path}: {field} is {facts[field]!r}; loss.align.teacher takes three finite "
+                    f"numbers{above}"
+                )
+        return tuple(facts["image_mean"]), tuple(facts["image_std"])
     if config.model_type not in NORMALISATIONS:
         raise InputError(
-            f"loss.align.teacher {name} has no preprocessor_config.json, and how a "
+            f"loss.align.teacher {name} has no {PREPROCESSOR}, and how a "
             f"{config.model_type} normalises is not known; put one with image_mean and image_std "
             f"beside its config.json"
         )

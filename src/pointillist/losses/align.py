@@ -9,7 +9,7 @@ of) what all of them have in common. Both come from the same fields:
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -119,35 +119,58 @@ def misalignment(ours: Map, theirs: Float[Tensor, "b d gh2 gw2"]) -> Float[Tenso
     return 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=1).flatten(1).mean(1)
 
 
+class Taught(NamedTuple):
+    """What a run that goes on has of its alignment: the images seen, and the teacher's width and
+    digest as its checkpoint has them (0 and "" where it tells neither).
+    """
+
+    images: int = 0
+    width: int = 0
+    digest: str = ""
+
+
 class Alignment(nn.Module):
     """A projector, which is trained and saved with the run, and the teacher it looks up to.
 
     The teacher is no part of the module, whatever it is made of: none of its weights is trained or
-    saved, and no gradient reaches it.
+    saved, and no gradient reaches it. None: it has ended, or is on the meta device.
     """
 
-    teacher: Teacher
+    teacher: Teacher | None
 
-    def __init__(self, config: AlignConfig, width: int, out: int) -> None:
+    def __init__(self, config: AlignConfig, width: int, out: int, digest: str = "") -> None:
         super().__init__()
         self.config, self.taps = config, (config.block,)
+        self.width, self.digest = out, digest
         self.projector = build_projector(config, width, out)
+        self.__dict__["teacher"] = None
 
     def look_up_to(self, teacher: Teacher) -> "Alignment":
         self.__dict__["teacher"] = teacher  # past nn.Module, which would make it a part
+        self.digest = teacher.digest
         return self
+
+    def let_go(self, images: int) -> None:
+        """Forget the teacher once no further step asks it."""
+        if not self.config.due(images):
+            self.__dict__["teacher"] = None
 
     def forward(self, hidden: Map, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """How far every sample's hidden tokens are from what the teacher sees in the clean x."""
+        assert self.teacher is not None
         with torch.no_grad():
             taught = self.teacher(x, (hidden.shape[2], hidden.shape[3])).float()
         return misalignment(self.projector(hidden), normalised(taught, self.config.normalise))
 
 
 def build_alignment(
-    config: AlignConfig, model: nn.Module, device: torch.device
+    config: AlignConfig, model: nn.Module, device: torch.device, taught: Taught | None = None
 ) -> Alignment | None:
-    """What aligns `model`, None where its weight is 0; on the meta device it has no teacher."""
+    """What aligns `model`, None where its weight is 0.
+
+    On the meta device it has no teacher, nor where the run has `taught` it to its end: then nothing
+    is asked of where the teacher was. Else the teacher is the one it was taught by, or refused.
+    """
     if not config.weight:
         return None
     takes, kind = model.takes, model.config.kind  # type: ignore[union-attr]
@@ -162,5 +185,16 @@ def build_alignment(
             f"picture, which has no deviation; set it to 0"
         )
     width: int = model.config.width  # type: ignore[union-attr, assignment]
-    made = Alignment(config, width, promise(config.teacher).width).to(device)
-    return made if device.type == "meta" else made.look_up_to(load_teacher(config.teacher, device))
+    taught = taught or Taught()
+    due = config.due(taught.images)
+    out = taught.width if taught.width and not due else promise(config.teacher).width
+    made = Alignment(config, width, out, taught.digest).to(device)
+    if device.type == "meta" or not due:
+        return made
+    made.look_up_to(load_teacher(config.teacher, device))
+    if taught.digest and made.digest != taught.digest:
+        raise InputError(
+            f"loss.align.teacher {config.teacher} is not the teacher that the run was begun with: "
+            f"its weights or its normalisation differ; bring that one back or choose another --out"
+        )
+    return made
