@@ -75,12 +75,28 @@ def test_draws_are_those_of_the_cpu_up_to_a_last_bit():
     assert torch.equal(bits, Draw(3, torch.arange(64)).bits("noise", (100,)))
 
 
-def test_a_run_on_the_gpu_starts_as_one_on_the_cpu(tmp_path):
-    losses = {}
+TERMS = {
+    "plain": (),
+    "all terms": (
+        "loss.align={weight: 0.5, block: 1, stop_after: 192}",
+        "loss.lpips={weight: 0.1, after: 0.3}", "loss.frequency.weight=0.5",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_a_run_on_the_gpu_starts_as_one_on_the_cpu(tmp_path, terms):
+    steps = {}
     for device in ("cpu", "cuda"):
         run = pt.Run.load("debug", f"device={device}", "train.images=256", "train.log_every=64",
-                          "train.save_every=256")  # fmt: skip
-        found = losses.setdefault(device, [])
-        pt.train(run, tmp_path / device, report=lambda e, found=found: found.append(e.get("loss")))
-    pairs = [(a, b) for a, b in zip(losses["cpu"], losses["cuda"], strict=True) if a is not None]
-    assert len(pairs) == 4 and all(a == pytest.approx(b, rel=1e-2) for a, b in pairs)
+                          "train.save_every=256", *TERMS[terms])  # fmt: skip
+        found = steps.setdefault(device, [])
+        pt.train(
+            run, tmp_path / device,
+            report=lambda e, found=found: found.append(e) if e["event"] == "step" else None,
+        )  # fmt: skip
+    names = {"loss", "velocity", *(("align", "lpips", "frequency") if TERMS[terms] else ())}
+    assert len(steps["cpu"]) == len(steps["cuda"]) == 4 and names <= steps["cuda"][0].keys()
+    for here, there in zip(steps["cpu"], steps["cuda"], strict=True):
+        for name in names & here.keys():
+            assert there[name] == pytest.approx(here[name], rel=1e-2)
