@@ -57,6 +57,12 @@ def test_outside_the_interval_the_reference_is_not_run():
     heun(classifier_free(toward.field(), away.field(), guidance), X, time_grid(8))
     assert set(away.asked) == {0.375, 0.5, 0.625}
     assert len(toward.asked) == 15
+    # On a grid of ten the end 0.3 is 0.30000000000000004, and still an end.
+    ends = [float(t) for t in time_grid(10)[[3, 6]]]
+    assert ends[0] > 0.3
+    weights = [GuidanceConfig(scale=3.0, interval=(0.3, 0.6)).weight(t) for t in ends]
+    assert weights == [1, 1]
+    assert GuidanceConfig(scale=3.0, interval=(0.3, 0.6)).weight(0.3 + 1e-6) == 3
     assert GuidanceConfig(scale=3.0, interval=(0.0, 0.75)).weight(0.0) == 3.0
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pointillist.draws import Draw
 from pointillist.losses import LossConfig, criterion
-from pointillist.objective import LogitNormal, StraightConfig, Uniform, shift_times
+from pointillist.objective import FAINTEST, LogitNormal, StraightConfig, Uniform, shift_times
 from pointillist.types import InputError
 
 PREDICTIONS = ("x", "velocity", "eps")
@@ -143,11 +143,13 @@ def test_times_do_not_depend_on_how_a_batch_is_split():
         assert torch.equal(whole, torch.cat(parts))
 
 
-def test_noise_is_predicted_without_a_blow_up_at_the_noise_end():
-    objective = StraightConfig(predict="eps")
-    t = torch.zeros(4)
-    found = objective.read(EPS + 0.01, EPS, t, clamp=objective.sampling_clamp)
-    assert objective.velocity(found, t).abs().max() <= 0.01 / objective.clamp + 1e-5
+def test_a_wrong_noise_is_divided_by_no_less_than_the_faintest_alpha_or_the_clamp():
+    """In training that is the clamp, 0.05; elsewhere what is asked for, and never nothing."""
+    objective, t = StraightConfig(predict="eps"), torch.zeros(4)
+    for clamp, least in ((None, 0.05), (objective.sampling_clamp, FAINTEST), (0.3, 0.3)):
+        found = objective.read(EPS + 0.01, EPS, t, clamp=clamp)
+        error = objective.velocity(found, t).abs().max()
+        assert float(error) == pytest.approx(0.01 / least, rel=1e-4)
 
 
 def test_noise_grows_with_the_edge_where_asked():
@@ -163,14 +165,18 @@ def test_noise_grows_with_the_edge_where_asked():
 @pytest.mark.parametrize(
     "fields",
     [{"shift": 0.0}, {"noise_scale": -1.0}, {"clamp": 1.0}, {"sampling_clamp": -0.1},
-     {"noise_size": 0}],
+     {"noise_size": 0}, {"shift": math.nan}, {"shift": math.inf}, {"noise_scale": math.nan},
+     {"noise_scale": math.inf}, {"clamp": math.nan}],
 )  # fmt: skip
 def test_fields_out_of_range_are_named(fields):
     name = next(iter(fields))
     with pytest.raises(InputError, match=f"objective.{name}"):
         StraightConfig(**fields)
-    with pytest.raises(InputError, match="objective.time.std"):
-        LogitNormal(std=0.0)
+    for std in (0.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="objective.time.std"):
+            LogitNormal(std=std)
+    with pytest.raises(InputError, match="objective.time.mean is nan; it must be a finite number"):
+        LogitNormal(mean=math.nan)
     with pytest.raises(InputError, match="nothing would be learnt"):
         LossConfig(velocity=0.0)
     with pytest.raises(InputError, match="loss.x is -1"):

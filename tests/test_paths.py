@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pointillist.draws import Draw
 from pointillist.losses import LossConfig, criterion
 from pointillist.objective import (
+    FAINTEST,
     GVPConfig,
     LogitNormal,
     Objective,
@@ -88,8 +89,8 @@ def test_reading_the_answer_that_means_a_pair_gives_the_pair(path, predict, t):
     xt, pair = objective.mix(X, EPS, times), Estimate(X, EPS)
     answer = objective.answer(pair, times)
     found = objective.read(answer, xt, times, clamp=0.0)
-    if predict == "eps" and objective.alpha(times[0]) < objective.clamp:
-        return  # this clamp holds while sampling too
+    if predict == "eps" and objective.alpha(times[0]) < FAINTEST:
+        return  # no picture is read from so faint a one
     # From one half of a pair the other comes by a division by what is left of it in the state.
     loss = max(1, float(1 / objective.sigma(times[0])), float(objective.sigma(times[0])))
     torch.testing.assert_close(found.x, X, rtol=0, atol=1e-11 * loss)
@@ -144,10 +145,28 @@ def test_logit_normal_times_mean_the_same_noise_on_every_path(path):
 
 
 @every_path
+@pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
+def test_drawn_times_do_not_pile_up_anywhere(path, shift):
+    """Not at an end either, where VP and VE have less noise, or signal, than others."""
+    for time in (Uniform(), LogitNormal(mean=-0.8, std=0.8), path().time):
+        drawn = path(time=time, shift=shift).times(Draw(0, torch.arange(4_000)))
+        assert int(drawn.unique(return_counts=True)[1].max()) <= 40
+
+
+@every_path
+def test_as_many_times_are_drawn_where_steps_begin(path):
+    """A tenth of the steps of an even grid begin before t = 0.1, and a tenth after 0.9."""
+    drawn = path().times(Draw(0, torch.arange(4_000)))
+    assert (drawn < 0.1).float().mean() > 0.01 and (drawn > 0.9).float().mean() > 0.01
+
+
+@every_path
 def test_uniform_times_are_even_in_the_paths_own_time(path):
     draw = Draw(0, torch.arange(4_000))
     drawn = path(time=Uniform()).times(draw)
-    torch.testing.assert_close(drawn, draw.uniform("time"), rtol=0, atol=2e-5)
+    assert torch.equal(drawn, draw.uniform("time"))
+    shifted = path(time=Uniform(), shift=3.0).times(draw)
+    assert torch.equal(shifted, shift_times(draw.uniform("time"), 3.0))
 
 
 @every_path
@@ -184,6 +203,9 @@ def test_the_network_sees_states_of_even_size_on_the_exploding_path():
         xt = VEConfig().mix(X.float(), EPS.float(), times)
         assert 0.7 < float(VEConfig().see(xt, times)[0].std()) < 1.3
         assert VEConfig().see(xt, times)[1] is times
+        strong = VEConfig(noise_scale=2.0, noise_size=4)
+        eps = EPS.float() * strong.noise_strength((3, 5))
+        assert 0.7 < float(strong.see(strong.mix(X.float(), eps, times), times)[0].std()) < 1.3
         assert GVPConfig().see(xt, times)[0] is xt
 
 
@@ -198,10 +220,15 @@ def test_a_path_is_a_word_of_the_configuration(kind):
 @pytest.mark.parametrize(
     ("path", "fields"),
     [(VPConfig, {"beta_min": 0.0}), (VPConfig, {"beta_min": 3.0, "beta_max": 2.0}),
-     (VEConfig, {"sigma_min": 0.0}), (VEConfig, {"sigma_min": 90.0})],
+     (VEConfig, {"sigma_min": 0.0}), (VEConfig, {"sigma_min": 90.0}),
+     (VPConfig, {"beta_min": math.nan}), (VEConfig, {"sigma_min": math.nan})],
 )  # fmt: skip
 def test_bounds_that_make_no_path_are_refused(path, fields):
     with pytest.raises(InputError, match=f"objective.{next(iter(fields))} is .*; set 0 <"):
         path(**fields)
+    for endless in ({"beta_max": math.inf}, {"sigma_max": math.inf}):
+        if hasattr(path, next(iter(endless))):
+            with pytest.raises(InputError, match="is inf; set 0 <|max inf; set 0 <"):
+                path(**endless)
     with pytest.raises(InputError, match="objective.clamp"):
         path(clamp=1.0)

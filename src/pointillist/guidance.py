@@ -13,30 +13,21 @@ Lin et al. 2305.08891 (rescale), Sadat et al. 2410.02416 (adaptive projection), 
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from pointillist.objective import Interpolant
 from pointillist.types import Estimate, Given, InputError, Prediction, State, by_kind, config
-
-
-@runtime_checkable
-class Path(Protocol):
-    """What a field needs of an objective."""
-
-    def alpha(self, t: Tensor) -> Tensor: ...
-    def sigma(self, t: Tensor) -> Tensor: ...
-    def see(self, xt: State, t: Tensor) -> tuple[State, Tensor]: ...
-    def velocity(self, pair: Estimate, t: Tensor) -> Tensor: ...
 
 
 class Field(NamedTuple):
     """A velocity with the pair (x, eps) behind it; call it as any function of `(x, t)`."""
 
     estimate: Callable[[Tensor, Tensor], Estimate]
-    path: Path
+    path: Interpolant
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.path.velocity(self.estimate(x, t), t)
@@ -50,19 +41,32 @@ class Count:
 
 
 def network_field(
-    network: Any, objective: Any, given: Given, size: tuple[int, ...], count: Count | None = None
+    network: Any,
+    objective: Interpolant,
+    given: Given,
+    size: tuple[int, ...],
+    count: Count | None = None,
 ) -> Field:
-    """The field of a network for one condition, which is encoded here, once, for all steps."""
+    """The field of a network for one condition, which is encoded here, once, for all steps.
+
+    The network has its times in float32, its answer is read at t in float64: near the data 1 - t
+    is less than what float32 tells from 1.
+    """
     context = network.condition(given, size)
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
-        times = torch.full((x.shape[0],), float(t), device=x.device)
+        t = torch.tensor(float(t), dtype=torch.float64)
+        asked = objective.asked(t)
+        times = torch.full((x.shape[0],), float(asked), device=x.device)
         prediction: Prediction = network(*objective.see(x, times), given, context)
         if count is not None:
             count.nfe += 1
         # In the state's own precision: in bfloat16 the difference of two answers would drown.
         answer = prediction.value.to(x.dtype)
-        return objective.read(answer, x, times, clamp=objective.sampling_clamp)
+        pair = objective.read(answer, x, asked, clamp=objective.sampling_clamp)
+        if asked is t:
+            return pair
+        return Estimate(pair.x, (x - objective.alpha(t) * pair.x) / objective.sigma(t))
 
     return Field(estimate, objective)
 
@@ -238,7 +242,8 @@ class GuidanceConfig:
     def weight(self, t: float) -> float:
         """w at time t; a low end of 0 takes the noise itself in (JiT)."""
         low, high = self.interval
-        if not (t < high and (low == 0 or t > low)):
+        # A grid meets an end to within rounding: the fourth of ten steps begins 4e-17 after 0.3.
+        if not (t < high - 1e-9 and (low == 0 or t > low + 1e-9)):
             return 1.0
         share = self.schedule.share(t)
         return self.scale if share == 1 else 1 + (self.scale - 1) * share
@@ -268,7 +273,7 @@ def plain(toward: Estimate, away: Estimate, w: float, t: Tensor) -> Estimate:
     return Estimate(away.x + w * (toward.x - away.x), away.eps + w * (toward.eps - away.eps))
 
 
-def moved(pair: Estimate, by: State, t: Tensor, path: Path) -> Estimate:
+def moved(pair: Estimate, by: State, t: Tensor, path: Interpolant) -> Estimate:
     """The pair of the same state with its picture moved: alpha dx + sigma deps = 0.
 
     At the data's end sigma is 0 and a state has but one picture; samplers never ask there.
@@ -276,7 +281,7 @@ def moved(pair: Estimate, by: State, t: Tensor, path: Path) -> Estimate:
     return Estimate(pair.x + by, pair.eps - path.alpha(t) / path.sigma(t) * by)
 
 
-def projected(path: Path, apg: APGConfig) -> Combine:
+def projected(path: Interpolant, apg: APGConfig) -> Combine:
     """Adaptive projected guidance on the predicted picture (2410.02416, Alg. 1).
 
     The rule remembers the sum that momentum adds to: make a new one for every walk.
@@ -300,7 +305,7 @@ def projected(path: Path, apg: APGConfig) -> Combine:
     return combine
 
 
-def rescaled(combine: Combine, path: Path, phi: float) -> Combine:
+def rescaled(combine: Combine, path: Interpolant, phi: float) -> Combine:
     """Bring the standard deviation of each picture back to that of `toward`, by a share of phi.
 
     Lin et al. 2305.08891, Eq. 15 and 16, on the predicted picture: a velocity holds the noise too,
