@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pointillist.data.known_pixels import read_pixels
-from pointillist.known import on_grid
+from pointillist.known import on_grid, rows_of
 from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.types import Given, InputError
@@ -217,3 +217,25 @@ def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
     known.mask[0] = True
     with pytest.raises(InputError, match="a picture has no hint, but the run"):
         untrained(run, run.data.promise(), "cpu").sample(2, steps=1, known=known)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [(Given(seen="red"), "seen is a str; give a tensor or an array"),
+     (Given(seen=[[0.5, 0.5]]), "seen has shape 1x2; it needs 4 dimensions")],
+)  # fmt: skip
+def test_a_posterior_of_what_is_no_hint_is_one_sentence(trained, known, message):
+    with pytest.raises(InputError, match=message):
+        trained.posterior(known, draws=2, steps=1)
+    assert rows_of({"seen": 1}) == 1  # so that on_grid can say what it is
+
+
+def test_a_posterior_takes_nested_lists_and_arrays_of_labels(trained):
+    seen = torch.full((2, 3, *trained.spec.size), 0.5)
+    of = [Given(seen=part) for part in (seen, seen.tolist(), seen.numpy())]
+    labels = ([1, 2], torch.tensor([1, 2]), (1, 2))
+    found = [
+        trained.posterior(known, 2, label, steps=1).draws
+        for known, label in zip(of, labels, strict=True)
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

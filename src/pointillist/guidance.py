@@ -368,17 +368,24 @@ def classifier_free(field: Field, reference: Field, guidance: GuidanceConfig) ->
     return combined(field, reference, guidance.weight, combine)
 
 
-def pinned(field: Field, seen: State, mask: Bool[Tensor, "b 1 *space"]) -> Field:
+def pinned(
+    field: Field, seen: State, mask: Bool[Tensor, "b 1 *space"], eps: State | None = None
+) -> Field:
     """Keep known places on their own path: the picture there is `seen`, whatever the network says.
 
-    Their noise is what the state has beside it, so they walk alpha seen + sigma eps from the noise
-    they began with to their value. That is what the network sees there in training; left to its own
-    answer, which counts little at known places, they would drift from it.
+    With `eps`, the noise that a deterministic walk began with, the network is shown alpha seen +
+    sigma eps there at every time, as in training, and the pair is (seen, eps). The walk's own state
+    may leave that on curved paths, by the error of the sampler's steps, and nothing looks at it.
+    Without, as where noise is added on the way, the noise is what the state has beside `seen`.
     """
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
+        alpha, sigma, noise = field.path.alpha(t), field.path.sigma(t), eps
+        if noise is None:
+            noise = (x - alpha * seen) / sigma.clamp(min=1e-6)
+        else:
+            x = torch.where(mask, alpha * seen + sigma * noise, x)
         pair = field.estimate(x, t)
-        eps = (x - field.path.alpha(t) * seen) / field.path.sigma(t).clamp(min=1e-6)
-        return Estimate(torch.where(mask, seen, pair.x), torch.where(mask, eps, pair.eps))
+        return Estimate(torch.where(mask, seen, pair.x), torch.where(mask, noise, pair.eps))
 
     return Field(estimate, field.path)

@@ -51,6 +51,15 @@ def on_grid(
     return torch.where(mask, known.seen, 0), mask
 
 
+def rows_of(known: object) -> int:
+    """How many pictures a `Given` tells of; what is wrong with it, `on_grid` says."""
+    if not isinstance(known, Given):
+        return 1
+    rows = known.seen if known.seen is not None else known.at
+    part = None if rows is None else _tensor("seen" if rows is known.seen else "at", rows)
+    return 1 if part is None or part.dim() == 0 else part.shape[0]
+
+
 def _gridded(known: Given, channels: int, size: tuple[int, ...]) -> Given:
     """The gridded part, checked; its mask is false where the value is NaN."""
     seen, mask = known.seen, known.mask

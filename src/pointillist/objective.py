@@ -374,7 +374,7 @@ class VEConfig(Interpolant):
         return (((1 - wide) / wide / self.sigma_max).log() / self._rate).clamp(0, 1).to(share.dtype)
 
     def see(self, xt: State, t: Time) -> tuple[State, Time]:
-        """The state over sqrt(1 + variance of the noise), of even size always (EDM's c_in)."""
+        """The state over sqrt(1 + the noise's variance), of even size at all times (EDM's c_in)."""
         noise = self.sigma(_column(t, xt)) * self.noise_strength(tuple(xt.shape[2:]))
         return xt / (1 + noise.square()).sqrt(), t
 

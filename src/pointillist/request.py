@@ -1,6 +1,8 @@
 """What is asked of a trained network, and what comes back."""
 
+import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,54 @@ class Ask:
     seed: int = 0
     batch: int = 64
     dtype: str = "float32"
+
+
+def ask_of(fields: dict[str, Any]) -> Ask:
+    """A request of what a caller gives, lists and arrays of whole numbers among it.
+
+    InputError for what is of another kind, before it can be cut to a whole number or fail later.
+    """
+    kept = dict(fields)
+    for name in ("count", "steps", "seed", "batch"):
+        if name in kept and not (kept[name] is None and name == "steps"):
+            kept[name] = _whole(name, kept[name])
+    size = kept.get("size")
+    if size is not None:
+        if not isinstance(size, list | tuple):
+            raise InputError(f"size is {size!r}; give one whole number an axis, as (32, 32)")
+        kept["size"] = tuple(_whole("size", n) for n in size)
+    for name in ("guidance", "rescale"):
+        value = kept.get(name)
+        if isinstance(value, bool) or not isinstance(value, Real | GuidanceConfig | None):
+            raise InputError(f"{name} is {value!r}; it must be a number")
+    return Ask(**{**kept, "label": plain_label(kept.get("label"))})
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number of any library's kind."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(f"{name} is {value!r}; it must be a whole number")
+    return operator.index(value)
+
+
+def plain_label(label: Any) -> int | str | tuple[int | str, ...] | None:
+    """A class, or one for each picture, of a number, a name, a list, or an array of whole numbers.
+
+    InputError for what is none of them.
+    """
+    if hasattr(label, "tolist"):
+        label = label.tolist()
+    if isinstance(label, list | tuple):
+        return tuple(_one_label(one) for one in label)
+    return None if label is None else _one_label(label)
+
+
+def _one_label(label: Any) -> int | str:
+    if isinstance(label, str):
+        return label
+    if isinstance(label, bool) or not hasattr(label, "__index__"):
+        raise InputError(f"label is {label!r}; a label is a whole number or the name of a class")
+    return operator.index(label)
 
 
 class Samples(NamedTuple):

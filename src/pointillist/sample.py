@@ -20,13 +20,13 @@ from pointillist.guidance import (
     network_field,
     pinned,
 )
-from pointillist.known import on_grid
+from pointillist.known import on_grid, rows_of
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
-from pointillist.request import Ask, Samples, labels_of
+from pointillist.request import Ask, Samples, ask_of, labels_of, plain_label
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
-from pointillist.samplers import SAMPLERS, Watch
+from pointillist.samplers import SAMPLERS, STOCHASTIC, Watch
 from pointillist.settings import check_sampler
 from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import HintsConfig, show
@@ -87,9 +87,8 @@ class Trained:
         `label` is a class by number or name, one for each picture, or None: the classes in turn.
         Picture i is a function of (seed, i) and the request, not of what it is batched with.
         """
-        if isinstance(label, list):
-            label = tuple(label)
-        return self.answer(Ask(count=count, label=label, **ask), watch, known=known, guide=guide).x
+        request = ask_of({**ask, "count": count, "label": label})
+        return self.answer(request, watch, known=known, guide=guide).x
 
     def posterior(
         self,
@@ -113,11 +112,10 @@ class Trained:
             raise InputError(
                 f"draws is {draws} and first {first}; they are 1 or more and 0 or more"
             )
-        label = tuple(label) if isinstance(label, list) else label
-        rows = known.seen if known.seen is not None else known.at
-        count = 1 if rows is None else rows.shape[0]
+        label = plain_label(label)
+        count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
-        request = Ask(**ask)
+        request = ask_of(ask)
         seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
@@ -177,7 +175,10 @@ class Trained:
                 given = show(given, seen[index].to(self.device), mask[index].to(self.device))
             count = Count()
             try:
-                draw, shape = Draw(ask.seed, numbers[index]), (self.spec.channels, *size)
+                # Drawn where the network is, as in training, unless there is no float64 there.
+                home = torch.device("cpu") if self.device.type == "mps" else self.device
+                draw = Draw(ask.seed, numbers[index].to(home))
+                shape = (self.spec.channels, *size)
                 noise = self._noise(draw, shape)
                 # What is known begins on its own path; the rest of a picture is taken as grey.
                 begin = torch.zeros_like(noise) if given.seen is None else given.seen
@@ -186,7 +187,8 @@ class Trained:
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count, guide)
                     if given.seen is not None and given.mask is not None:
-                        field = pinned(field, given.seen, given.mask)
+                        steady = None if sampler in STOCHASTIC else noise
+                        field = pinned(field, given.seen, given.mask, steady)
                     x = SAMPLERS[sampler](
                         field, begin, times, watch=watch,
                         noise=functools.partial(self._noise, draw, shape),
@@ -236,7 +238,7 @@ class Trained:
     def _noise(self, draw: Draw, shape: tuple[int, ...], step: int | None = None) -> Tensor:
         """What a walk begins with, or adds in a step: a function of seed, picture and step."""
         purpose = "sample" if step is None else f"step {step}"
-        return self.run.objective.noise(draw, shape, purpose).to(self.device)
+        return self.run.objective.noise(draw, shape, purpose).to(self.device)  # no copy at home
 
     def _needs_hints(self, guide: "Trained | None") -> bool:
         """Whether this network, or its guide, was never trained without hints."""

@@ -2,8 +2,10 @@
 
 A field is any function of `(x, t)`; `t` reaches it as a zero-dimensional float64 tensor on the CPU,
 which mixes with states of any device and type without a copy back. One that has the pair behind its
-velocity, as `field.estimate(x, t)` and `field.path` (`guidance.Field`), is walked on that path; any
-other function is taken to be on the straight one, where a sampler has to know.
+velocity, as `field.estimate(x, t)` and `field.path` (`guidance.Field`), is walked on that path; one
+with `path` alone has its pair computed from state and velocity; any other function is taken to be
+on the straight path, where a sampler has to know. `times` rise or fall strictly; only the samplers
+that add noise need them to rise.
 
 `noise(i)` is the noise that step i adds, as strong as the path's eps; samplers that follow the
 velocity alone never call it. `watch(i, t, x, estimate)` sees every step before it is taken: the
@@ -16,6 +18,7 @@ Sources: Karras et al. 2206.00364 (Heun with a last Euler step, so do JiT 2511.1
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +28,7 @@ from torch import Tensor
 from pointillist.objective import Interpolant, StraightConfig, shift_times
 from pointillist.types import Estimate, InputError
 
+Times = Tensor | Sequence[float]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor] | None
 Watch = Callable[[int, float, Tensor, Estimate | None], Any]
@@ -35,7 +39,7 @@ class Sampler(Protocol):
         self,
         field: Velocity,
         x: Tensor,
-        times: Tensor,
+        times: Times,
         *,
         noise: Noise = None,
         watch: Watch | None = None,
@@ -51,9 +55,14 @@ GRIDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def time_grid(steps: int, shift: float = 1.0, grid: str = "uniform") -> Tensor:
-    """steps + 1 times from 0 to 1, spaced by a name of `GRIDS`, then shifted (`shift_times`)."""
+    """steps + 1 times from 0 to 1, spaced by a name of `GRIDS`, then shifted (`shift_times`).
+
+    It moves the path's own t, where `objective.shift` may go by the noise.
+    """
     if steps < 1:
         raise InputError(f"steps is {steps}; a sampler takes at least 1 step")
+    if not 0 < shift < math.inf:
+        raise InputError(f"shift is {shift}; it must be above 0, and finite")
     if grid not in GRIDS:
         raise InputError(f"grid {grid} is not known; there are {', '.join(GRIDS)}")
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -112,13 +121,23 @@ def _path(field: Velocity) -> Interpolant:
 
 
 def _pair(field: Velocity, x: Tensor, t: Tensor) -> Estimate:
-    """The field's own pair, or the one behind its velocity on the straight path."""
+    """The field's own pair, or the one behind its velocity on its path."""
     estimate = getattr(field, "estimate", None)
-    return STRAIGHT.pair(field(x, t), x, t) if estimate is None else estimate(x, t)
+    return _path(field).pair(field(x, t), x, t) if estimate is None else estimate(x, t)
 
 
-def _steps(field: Velocity, times: Tensor, watch: Watch | None) -> Iterator[_Step]:
-    times = times.detach().cpu().double()
+def _steps(
+    field: Velocity, times: Times, watch: Watch | None, *, rising: bool = False
+) -> Iterator[_Step]:
+    """The steps of a walk, whose times are checked before the first."""
+    times = torch.as_tensor(times).detach().cpu().double()
+    if times.dim() != 1 or len(times) < 2 or not bool(times.isfinite().all()):
+        shown = f"{len(times)} numbers" if times.dim() == 1 else f"of shape {tuple(times.shape)}"
+        raise InputError(f"times is {shown}; give two or more finite times in a row")
+    ups = times.diff() > 0
+    if not (ups.all() or (not rising and (times.diff() < 0).all())):
+        way = "rise, as this sampler adds noise" if rising else "rise, or fall, at every step"
+        raise InputError(f"times is {times.tolist()}; give times that {way}")
     for i in range(len(times) - 1):
         yield _Step(field, watch, i, times[i], times[i + 1], i == len(times) - 2)
 
@@ -127,7 +146,7 @@ def _steps(field: Velocity, times: Tensor, watch: Watch | None) -> Iterator[_Ste
 
 
 def euler(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """First order, one evaluation a step: x += dt v."""
     for step in _steps(field, times, watch):
@@ -136,7 +155,7 @@ def euler(
 
 
 def heun(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """Second order, two evaluations a step but the last, which is Euler's (t = 1 is not asked)."""
     for step in _steps(field, times, watch):
@@ -150,7 +169,7 @@ def heun(
 def ab2(
     field: Velocity,
     x: Tensor,
-    times: Tensor,
+    times: Times,
     *,
     noise: Noise = None,
     watch: Watch | None = None,
@@ -175,7 +194,7 @@ def ab2(
 def lms(
     field: Velocity,
     x: Tensor,
-    times: Tensor,
+    times: Times,
     *,
     noise: Noise = None,
     watch: Watch | None = None,
@@ -186,6 +205,8 @@ def lms(
     The last `order` velocities are joined by a polynomial in t and that is integrated exactly. The
     first steps have fewer velocities to join, and their errors stay: see docs/samplers.md.
     """
+    if order < 1:
+        raise InputError(f"order is {order}; lms joins at least 1 velocity")
     seen: list[tuple[float, Tensor]] = []
     for step in _steps(field, times, watch):
         seen = [(float(step.t), step.velocity(x)), *seen][:order]
@@ -226,7 +247,7 @@ def _toward(path: Interpolant, x: Tensor, picture: Tensor, t: Tensor, end: Tenso
 
 
 def dpmpp_2m(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """DPM-Solver++(2M), one evaluation a step (Lu et al. 2211.01095, Alg. 2).
 
@@ -247,7 +268,7 @@ def dpmpp_2m(
 
 
 def dpmpp_2s(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """DPM-Solver++(2S), two evaluations a step (Lu et al. 2211.01095, Alg. 1, r = 1/2).
 
@@ -266,7 +287,7 @@ def dpmpp_2s(
 
 
 def unipc(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """UniPC-2 with B(h) = e^h - 1 and data prediction, one evaluation a step (2302.04867, Alg. 3).
 
@@ -298,8 +319,9 @@ def _corrected(
 ) -> Tensor:  # fmt: skip
     """UniC: the step from x again, knowing the picture `found` at its end (2302.04867, Eq. 5).
 
-    The weights make the mean of the picture over the step, by e^lambda, exact for a picture linear
-    in lambda and, with one from before (r = h_before/h), quadratic.
+    The weights make the mean of the picture over the step, by e^lambda, exact for a picture
+    quadratic in lambda, of which the one from before (r = h_before/h) and both ends tell. The first
+    step has none before it (r is None): there the mean is that of both ends, with weights of 1/2.
     """
     old, new = 0.0, 0.5
     if r is not None:
@@ -332,11 +354,11 @@ def _mixed(path: Interpolant, pair: Estimate, t: Tensor) -> Tensor:
 
 
 def euler_maruyama(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """Weak order one, one evaluation a step; the last one goes to the predicted pair."""
     path = _path(field)
-    for step in _steps(field, times, watch):
+    for step in _steps(field, times, watch, rising=True):
         pair = step.pair(x)
         if step.last:
             return _mixed(path, pair, step.end)
@@ -345,14 +367,14 @@ def euler_maruyama(
 
 
 def stochastic_heun(
-    field: Velocity, x: Tensor, times: Tensor, *, noise: Noise = None, watch: Watch | None = None
+    field: Velocity, x: Tensor, times: Times, *, noise: Noise = None, watch: Watch | None = None
 ) -> Tensor:
     """SiT's: a step's noise first, then its drift by Heun's rule; the last one as euler_maruyama's.
 
     Weak order one all the same (the noise is that of the step's beginning), two evaluations a step.
     """
     path = _path(field)
-    for step in _steps(field, times, watch):
+    for step in _steps(field, times, watch, rising=True):
         if step.last:
             return _mixed(path, step.pair(x), step.end)
         x = x + _added(path, step, noise)
@@ -361,6 +383,8 @@ def stochastic_heun(
         x = x + step.dt / 2 * (drift + _drift(path, ahead, step.end))
     return x
 
+
+STOCHASTIC = ("euler_maruyama", "stochastic_heun")
 
 SAMPLERS: dict[str, Sampler] = {
     "euler": euler,

@@ -1,5 +1,7 @@
 """How a run is trained, sampled and judged, where that is no matter of data, task or model."""
 
+import math
+
 from torch import Tensor
 
 from pointillist.engine.device import Precision
@@ -82,8 +84,9 @@ class TrainConfig:
 class SampleConfig:
     """How pictures are drawn where the caller does not say otherwise.
 
-    `steps` times are spaced by `grid` and then moved by `shift`; `times` is a grid of one's own in
-    the place of all three.
+    `steps` times are spaced by `grid` and then moved by `shift`, in the path's own t, where
+    `objective.shift` goes by the noise unless training times are uniform; `times` is a grid of
+    one's own in the place of all three.
     """
 
     sampler: str = "heun"
@@ -97,8 +100,8 @@ class SampleConfig:
         check_sampler(self.sampler)
         if self.steps < 1:
             raise InputError(f"sample.steps is {self.steps}; a sampler takes at least 1 step")
-        if self.shift <= 0:
-            raise InputError(f"sample.shift is {self.shift}; it must be above 0")
+        if not 0 < self.shift < math.inf:
+            raise InputError(f"sample.shift is {self.shift}; it must be above 0, and finite")
         if self.grid not in GRIDS:
             raise InputError(f"sample.grid is {self.grid}; there are {', '.join(GRIDS)}")
         if self.times:
