@@ -140,6 +140,8 @@ def flow(case: Case, solver: str) -> None:
     answers: list[Tensor] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
+        # The stored time is rounded; it is the sampler's own all the same.
+        assert abs(1 - float(t) - float(io["model_time_over_num_train"][len(answers)])) < 1e-3
         states.append(x)
         answers.append(-field(x, 1 - io["model_time_over_num_train"][len(answers)].double()))
         return -answers[-1]
@@ -164,6 +166,8 @@ def preserving(case: Case, solver: str) -> None:
 
         def estimate(self, x: Tensor, t: Tensor) -> Estimate:
             level = levels[io["timesteps"][len(answers)]]
+            # A step of its table is the sampler's own time, to within rounding to a whole one.
+            assert abs(float(path.alpha(t) - level.sqrt())) < 1e-2
             answers.append(field.given(x, level.sqrt(), (1 - level).sqrt()).eps)
             picture = (x - path.sigma(t) * answers[-1]) / path.alpha(t)
             return Estimate(picture, answers[-1])

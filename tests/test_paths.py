@@ -125,6 +125,10 @@ def test_a_perfect_network_has_no_loss_at_any_time(path, predict):
 
         loss, _ = criterion(every, objective.read(answer, xt, times), truth, velocity=velocity)
         assert loss.abs().max() == 0
+        near = min(float(objective.alpha(times[0])), float(objective.sigma(times[0])))
+        if near > objective.clamp:  # where no clamp acts, that is the pair itself
+            torch.testing.assert_close(truth.x, x, rtol=0, atol=1e-4)
+            torch.testing.assert_close(truth.eps, eps, rtol=0, atol=1e-4)
         guess = objective.read(answer + 0.1, xt, times)
         loss, terms = criterion(every, guess, truth, velocity=velocity)
         assert torch.isfinite(loss).all() and loss.min() > 0
