@@ -7,8 +7,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pointillist import samplers
 from pointillist.frozen.alexnet import LPIPS, lpips_distance
 from pointillist.losses import LossConfig, criterion
 from pointillist.losses.align import AlignConfig, Alignment, normalised
@@ -201,15 +202,13 @@ SIT = ("path_type", "input_size", "patch_size", "in_channels", "hidden_size",
        "qk_norm")  # fmt: skip
 
 
-def repa(case: Case) -> None:
-    """SiT is DiT without sigma; here t = 1 is the noise, and every teacher counts alike.
+def make_repa(case: Case) -> tuple[Any, Case]:
+    """SiT is DiT without sigma; beside it the case without what is no part of it, the projectors.
 
     One variant normalises q and k by a LayerNorm, which no model here has: it is put in.
     """
-    c, io = case.constructor["model"], case.io
+    c = case.constructor["model"]
     known(c, *SIT)
-    known(case.constructor["loss"], "prediction", "path_type", "weighting")
-    plain(case.constructor["loss"], prediction="v")
     config = DiTConfig(
         width=c["hidden_size"], depth=c["depth"], heads=c["num_heads"], patch_size=c["patch_size"],
         mlp_ratio=c["mlp_ratio"], time_scale=1.0,
@@ -230,6 +229,63 @@ def repa(case: Case) -> None:
                 prefix = f"blocks.{i}.attn.{name}."
                 layer.load_state_dict(part(norms, prefix))
                 setattr(block.attention, name, layer)
+    return model, stripped
+
+
+def repa_sampler(case: Case, stochastic: bool) -> None:
+    """Its clock runs the other way, and its network is float32 in a walk of float64.
+
+    Both parts of its Heun are guided or not as the beginning of the step is. Its last stochastic
+    step goes along the drift without the noise that belongs to it; ours goes to the picture.
+    """
+    options, io = case.constructor["sampler"], case.io
+    known(options, "num_steps", "heun", "cfg_scale", "guidance_low", "guidance_high")
+    model, _ = make_repa(case)
+    network, label = Network(model), unlabel(io["in.y"], model)
+    low, high = options["guidance_low"], options["guidance_high"]
+    seen: list[Tensor] = []
+    began: list[float] = []  # the beginning of the step that each question belongs to
+    heun = bool(options.get("heun"))
+
+    def watch(i: int, t: float, x: Tensor, pair: Estimate | None) -> None:
+        seen.append(x)
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        theirs = 1 - float(t)
+        began.append(began[-1] if heun and len(began) % 2 else theirs)
+        times = torch.full((x.shape[0],), theirs)
+
+        def answer(number: Tensor) -> Tensor:
+            return -network(x.float(), times, Given(label=number)).value.double()
+
+        found = answer(label)
+        if low <= began[-1] <= high:
+            free = answer(torch.full_like(label, -1))
+            found = free + options["cfg_scale"] * (found - free)
+        return found
+
+    x = io["in.latents"].double()
+    with torch.no_grad():
+        if not stochastic:
+            sampler = samplers.SAMPLERS["heun" if heun else "euler"]
+            out = sampler(field, x, samplers.time_grid(options["num_steps"]), watch=watch)
+            case.match("out", out, 2e-5 * float(io["out"].abs().max()))
+            return
+        times = torch.cat((torch.linspace(0, 0.96, options["num_steps"]).double(), torch.ones(1)))
+        noise = io["step_noise"]
+        out = samplers.euler_maruyama(field, x, times, noise=lambda i: noise[i], watch=watch)
+        assert (out - io["out"]).abs().max() > 1e-3
+        pair = StraightConfig().pair(field(seen[-1], times[-2]), seen[-1], times[-2])
+    out = seen[-1] + (1 - times[-2]) * (pair.x - 2 * pair.eps)
+    case.match("out", out, 2e-5 * float(io["out"].abs().max()))
+
+
+def repa(case: Case) -> None:
+    """Here t = 1 is the noise, and every teacher counts alike."""
+    c, io = case.constructor["model"], case.io
+    known(case.constructor["loss"], "prediction", "path_type", "weighting")
+    plain(case.constructor["loss"], prediction="v")
+    model, stripped = make_repa(case)
     network, made = Network(model), []
     for i in range(len(c["z_dims"])):
         align = AlignConfig(
@@ -274,7 +330,7 @@ def repa(case: Case) -> None:
             off = abs(float(projectors[name].norm()) - stored)
             assert off <= 1e-4 * stored + 1e-6, f"gradient of {name} is off by {off:.2e}"
     stripped.config["param_order"] = [
-        name if name in weights else "projectors" for name in case.config["param_order"]
+        name if name in stripped.weights else "projectors" for name in case.config["param_order"]
     ]
     match_model(stripped, model)
 

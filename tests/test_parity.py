@@ -214,6 +214,11 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
      "ProjectionLayer(conv) + SpatialNormalization(zscore) + CosineProjectionLoss"):
         parity_losses.conv,
     ("sihyun-yu/REPA", "SILoss"): parity_losses.repa,
+    **{
+        ("sihyun-yu/REPA", f"{name}_sampler"):
+            functools.partial(parity_losses.repa_sampler, stochastic=stochastic)
+        for name, stochastic in (("euler", False), ("euler_maruyama", True))
+    },
     ("gcy-hub/PixelDiT", "REPATrainer"): parity_losses.pixeldit_repa,
     ("yetrtyog-creator/PixelHDM", "FrequencyLoss"): parity_losses.frequencies,
     ("yetrtyog-creator/PixelHDM", "REPALoss"): parity_losses.pixelhdm,
