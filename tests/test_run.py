@@ -307,3 +307,8 @@ def test_a_preset_made_short_may_be_made_long_again():
     assert short.optim.step_down.at > short.train.images
     with pytest.raises(InputError, match="the cosine ends at train.images, 10000"):
         Run.load("imagenet256-pixeldit-b", "train.images=10k", "optim.schedule=cosine")
+
+
+def test_a_whole_branch_is_filled_up_before_a_field_in_it_is_set():
+    run = Run.load("debug", "loss.frequency={weight: 1}", "loss.frequency.colour=none")
+    assert run.loss.frequency.weight == 1 and run.loss.frequency.colour == "none"

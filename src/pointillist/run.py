@@ -197,10 +197,11 @@ def from_dict(values: dict[str, Any], overrides: tuple[str, ...] = ()) -> Run:
             raise InputError(f"{text} is not of the form key=value")
         pairs.append((key.strip(), parse_yaml(value, key) if value else ""))
     tree = to_dict(run)
-    # A kind goes first and empties its branch, so that the other keys are looked up in the new one.
+    # A kind goes first and empties its branch, so that the other keys are looked up in the new one;
+    # so does a whole branch, which is filled up before anything in it is set.
     for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith("kind")):
         _set(tree, key, value)
-        if key.endswith("kind"):
+        if key.endswith("kind") or isinstance(value, dict):
             tree = to_dict(_validate(tree))
     run = _validate(tree)
     run.check_hints()

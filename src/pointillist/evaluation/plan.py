@@ -16,20 +16,13 @@ KEPT = 50_000  # real pictures whose features are kept: 400 MB of Inception's
 
 
 @config
-class Plan:
-    """One evaluation: what differs from the run's own `evaluate` and `sample` is not None.
+class Plan(EvaluateConfig):
+    """One evaluation: what differs from the run's own `sample` is not None.
 
     `at` is the checkpoint by its images (None: the newest). Pictures are numbers 0 to count - 1 of
     `seed`.
     """
 
-    metrics: tuple[str, ...] = ("kid",)
-    count: int = 1000
-    reference: int = 10_000
-    split: str = "train"
-    extractor: str = "inception"
-    draws: int = 9
-    share: float = 0.2
     at: int | None = None
     ema: float | str | None = None
     guidance: float | None = None
@@ -42,8 +35,7 @@ class Plan:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        EvaluateConfig(metrics=self.metrics, count=self.count, reference=self.reference,
-                       split=self.split, draws=self.draws, share=self.share)  # fmt: skip
+        EvaluateConfig.__post_init__(self)
         if self.sampler is not None:
             check_sampler(self.sampler)
         for name, least in (("steps", 1), ("batch", 1), ("seed", 0)):
@@ -77,13 +69,13 @@ class Plan:
 
 def plan_of(asked: EvaluateConfig, **more: Any) -> Plan:
     """The run's own settings, with those of `more` that are not None in their place."""
+    known = [field.name for field in dataclasses.fields(Plan) if field.name != "every"]
     for name in more:
-        if name not in {field.name for field in dataclasses.fields(Plan)}:
-            known = ", ".join(field.name for field in dataclasses.fields(Plan))
-            raise InputError(f"{name} is no setting of an evaluation; there are {known}")
+        if name not in known:
+            raise InputError(f"{name} is no setting of an evaluation; there are {', '.join(known)}")
     if isinstance(more.get("metrics"), str):
         more["metrics"] = (more["metrics"],)
-    own = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked) if f.name != "every"}
+    own = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
     return Plan(**{**own, **{name: value for name, value in more.items() if value is not None}})
 
 
