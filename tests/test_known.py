@@ -8,18 +8,12 @@ from pointillist.known import on_grid, rows_of
 from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.types import Given, InputError
+from tests.awake import awake
 
 
 @pytest.fixture(scope="module")
 def trained():
-    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2", "model.hints=true",
-                   "task.kind=hints")  # fmt: skip
-    model = untrained(run, run.data.promise(), "cpu")
-    with torch.no_grad():
-        for p in model.model.parameters():
-            if not p.any():
-                p.normal_(std=0.05)
-    return model
+    return awake("model.hints=true", "task.kind=hints")
 
 
 def table(tmp_path, text):

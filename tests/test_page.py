@@ -32,7 +32,7 @@ class Checked(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        pass  # <line .../> in a chart
+        """A <line .../> in a chart opens nothing."""
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag

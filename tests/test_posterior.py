@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from pointillist.metrics.posterior import interval, levels_of
 from pointillist.posterior import Posterior, RunningMoments
-from pointillist.run import Run
-from pointillist.sample import untrained
 from pointillist.types import Given, InputError
+from tests.awake import awake
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.floats(-1e6, 1e6))
@@ -111,14 +110,7 @@ def test_moments_alone_have_mean_and_spread_in_the_draws_precision():
 
 @pytest.fixture(scope="module")
 def trained():
-    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2", "model.hints=true",
-                   "task.kind=hints", "sample.steps=2")  # fmt: skip
-    model = untrained(run, run.data.promise(), "cpu")
-    with torch.no_grad():
-        for p in model.model.parameters():
-            if not p.any():
-                p.normal_(std=0.05)
-    return model
+    return awake("model.hints=true", "task.kind=hints", "sample.steps=2")
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,12 @@ from pointillist.request import Ask, ask_of
 from pointillist.run import Run
 from pointillist.sample import untrained
 from pointillist.types import InputError
+from tests.awake import awake
 
 
 @pytest.fixture(scope="module")
 def trained():
-    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
-    model = untrained(run, run.data.promise(), "cpu")
-    with torch.no_grad():
-        for p in model.model.parameters():
-            if not p.any():
-                p.normal_(std=0.05)
-    return model
+    return awake()
 
 
 def test_a_picture_is_the_same_alone_and_in_any_batch(trained):

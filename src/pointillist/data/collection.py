@@ -7,6 +7,7 @@ is (`listing`), how many bytes a file has (`weigh`) and what it shows (`decode`)
 import dataclasses
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ def parse_size(value: Any) -> Any:
 
 
 @config
-class PicturesConfig:
+class PicturesConfig(ABC):
     """`size` is an edge or HxW; `fit` crops the centre, pads with white or crops as ADM does;
     `enlarge` takes files that are smaller than that.
 
@@ -92,17 +93,17 @@ class PicturesConfig:
     def grid(self) -> tuple[int, int]:
         return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
+    @abstractmethod
     def listing(self) -> Listing:
         """What there is, in the order of the names; nothing is decoded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weigh(self, item: Item) -> int:
         """A number that tells the file from another of its name; OSError where it is gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, item: Item) -> Decoded:
         """The picture, InputError with the reason where it cannot be used."""
-        raise NotImplementedError
 
     def promise(self) -> Spec:
         """What the set will be: its classes where it is at hand, else as many as expected."""
