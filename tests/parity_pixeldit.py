@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pointillist import samplers
+from pointillist.encoders import GridConfig
 from pointillist.guidance import GuidanceConfig, classifier_free, network_field
 from pointillist.models import Network, PixelDiTConfig, pixeldit
 from pointillist.objective import StraightConfig
@@ -122,7 +123,7 @@ def jitmask_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if name == "patch.weight":
             cells = value[0, 0].numel()
             zero = torch.zeros(value.shape[0], (value.shape[1] + 1) * cells)
-            named["hint_patch.linear.weight"] = zero
+            named["encoder.hint.linear.weight"] = zero
             value = value.flatten(1)
         if ".adaLN_proj." in name:
             width = next(w for n, w in state.items() if n.endswith("pixel_out.weight")).shape[1]
@@ -149,7 +150,7 @@ def make_jitmask(case: Case, options: dict[str, Any]) -> torch.nn.Module:
         bias=True, pixel_width=c["pixel_hidden_dim"], pixel_depth=c["num_pixel_blocks"],
         context_tokens=c["in_context_len"], context_start=c["in_context_start"],
         pixel_rope=False, pixel_place=False, condition_silu=False, place=True, rope_span=0.0,
-        max_period=1e4, hints=True,
+        max_period=1e4, encoder=GridConfig(),
     )  # fmt: skip
     size = (c["input_size"],) * 2
     classes = tuple(str(i) for i in range(c["num_classes"]))

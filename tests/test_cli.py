@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_file(say, trained):
 def test_known_pixels_are_given_by_a_table(say):
     Path("hints.csv").write_text("x,y,r,g,b\n3,1,255,0,0\n31,31,0,0,255\n")
     preset = ("debug", "--random-init", "model.depth=1", "model.context_tokens=0",
-              "model.hints=true", "task.kind=hints", "--steps", 1, "--count", 1)  # fmt: skip
+              "model.encoder.kind=grid", "task.kind=hints", "--steps", 1, "--count", 1)  # fmt: skip
     said = say("sample", *preset, "--hints", "hints.csv", "--out", "r.png")
     assert said.code == 0
     with Image.open("r.png") as image:

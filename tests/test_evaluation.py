@@ -25,7 +25,7 @@ TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens
        "train.images=128", "train.batch=32", "train.grid=0", "train.validate=6", "sample.steps=2",
        "train.save_every=64", "evaluate.extractor=pixels", "evaluate.reference=220",
        "evaluate.count=300", "train.ema=[0.9, 0.5]")  # fmt: skip
-HINTS = ("task.kind=hints", "model.hints=true", "task.share=[0.1, 0.6]")
+HINTS = ("task.kind=hints", "model.encoder.kind=grid", "task.share=[0.1, 0.6]")
 
 
 @pytest.fixture(scope="module")

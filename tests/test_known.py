@@ -13,7 +13,7 @@ from tests.awake import awake
 
 @pytest.fixture(scope="module")
 def trained():
-    return awake("model.hints=true", "task.kind=hints")
+    return awake("model.encoder.kind=grid", "task.kind=hints")
 
 
 def table(tmp_path, text):
@@ -198,14 +198,16 @@ def test_a_run_that_was_not_taught_hints_says_how(trained):
     plain = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
     model = untrained(plain, plain.data.promise(), "cpu")
     known = Given(seen=torch.zeros(1, 3, 32, 32), mask=torch.ones(1, 1, 32, 32).bool())
-    with pytest.raises(InputError, match="takes no hints; train one with model.hints=true"):
+    with pytest.raises(InputError, match="takes no hints; train one with model.encoder.kind=grid"):
         model.sample(1, steps=1, known=known)
 
 
 def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
     run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2",
-                   "model.hints=true", "task.kind=hints", "task.absent=0")  # fmt: skip
-    with pytest.raises(InputError, match="never learnt to answer without hints; give some"):
+                   "model.encoder.kind=grid", "task.kind=hints", "task.absent=0")  # fmt: skip
+    with pytest.raises(
+        InputError, match="never learnt to answer without hints .task.absent 0.; give some"
+    ):
         untrained(run, run.data.promise(), "cpu").sample(1, steps=1)
     known = Given(seen=torch.zeros(2, 3, 32, 32), mask=torch.zeros(2, 1, 32, 32) > 0)
     known.mask[0] = True

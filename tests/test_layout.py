@@ -9,7 +9,7 @@ ROWS = [
     {"draws", "engine", "foreign", "strict_yaml"},
     {"layers", "objective", "pictures", "frozen"},
     {"samplers", "page"},
-    {"data", "augment", "tasks", "losses", "guidance", "metrics"},
+    {"data", "augment", "tasks", "encoders", "losses", "guidance", "metrics"},
     {"models", "figures", "settings", "request"},
     {"published", "run"},
     {"runfolder", "known", "snapshots", "posterior"},

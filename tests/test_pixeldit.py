@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointillist.encoders import GridConfig
 from pointillist.layers.patch import pixels, unpixels
 from pointillist.layers.rope import rope
 from pointillist.models import Network, PixelDiTConfig
@@ -68,7 +69,9 @@ def test_every_choice_is_a_model_of_its_own_that_learns(options):
         assert p.grad is not None and p.grad.any(), name
 
 
-@pytest.mark.parametrize("options", [{}, {"post_modulation": True}, {"hints": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"post_modulation": True}, {"encoder": GridConfig()}], ids=str
+)
 def test_what_is_made_again_in_backward_has_the_same_gradient(options):
     x, t, asked_for = asked(SIZE)
     gradients = []
@@ -87,7 +90,7 @@ def test_recomputing_with_hints_in_bfloat16_has_the_same_gradient():
     given = asked_for._replace(seen=x.flip(0), mask=mask)
     gradients = []
     for recompute in (True, False):
-        model = toy(PixelDiTConfig, SIZE, recompute=recompute, hints=True)
+        model = toy(PixelDiTConfig, SIZE, recompute=recompute, encoder=GridConfig())
         with torch.autocast("cpu", torch.bfloat16):
             value = Network(model)(x, t, given).value
         value.float().square().sum().backward()
@@ -95,7 +98,7 @@ def test_recomputing_with_hints_in_bfloat16_has_the_same_gradient():
     for name, kept in gradients[1].items():
         assert torch.equal(gradients[0][name], kept), name
     assert gradients[0]["hint_pixel.up.weight"].any()
-    assert gradients[0]["hint_patch.linear.weight"].any()
+    assert gradients[0]["encoder.hint.linear.weight"].any()
 
 
 def saved(model, batch: int, precision: torch.dtype) -> int:

@@ -110,7 +110,7 @@ def test_moments_alone_have_mean_and_spread_in_the_draws_precision():
 
 @pytest.fixture(scope="module")
 def trained():
-    return awake("model.hints=true", "task.kind=hints", "sample.steps=2")
+    return awake("model.encoder.kind=grid", "task.kind=hints", "sample.steps=2")
 
 
 @pytest.fixture(scope="module")

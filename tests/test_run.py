@@ -171,7 +171,10 @@ BAD = [
     ("sample: {steps: 0}", "sample.steps is 0"),
     ("sample: {guidance: {interval: [1, 0]}}", "guidance.interval"),
     ("task: {kind: generate, label_drop: 2}", "task.label_drop is 2"),
-    ("task: {label_drop: 0.1}", "task.kind is missing; there are generate, hints"),
+    (
+        "task: {label_drop: 0.1}",
+        "task.kind is missing; there are generate, hints, scatter, inpaint, upscale, mixture",
+    ),
     ("task: {kind: hints, share: 2}", "task.share is 2"),
     ("task: {kind: hints, share: [0.5, 0.2]}", "task.share is .* a range rises"),
     ("task: {kind: hints, share: 0}", "use task.kind=generate"),
@@ -266,16 +269,16 @@ def test_contradictions_are_found_before_anything_is_computed(overrides, message
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(("model.hints=true",), "no pixel is ever known"),
-     (("task.kind=hints",), "model.hints is false"),
-     (("task.kind=hints", "model.hints=true", "task.absent=1"), "task.absent is 1"),
-     (("task.kind=hints", "model.hints=true", "task.share=0"), "task.share is 0")],
+    [(("model.encoder.kind=grid",), "nothing is ever observed"),
+     (("task.kind=hints",), "model.encoder.kind is none"),
+     (("task.kind=hints", "model.encoder.kind=grid", "task.absent=1"), "task.absent is 1"),
+     (("task.kind=hints", "model.encoder.kind=grid", "task.share=0"), "task.share is 0")],
 )  # fmt: skip
 def test_hints_that_contradict_the_model_are_found_while_loading(overrides, message):
     with pytest.raises(InputError, match=message):
         Run.load("debug", *overrides)
     run = Run(task=HintsConfig())
-    with pytest.raises(InputError, match="model.hints is false"):
+    with pytest.raises(InputError, match="model.encoder.kind is none"):
         run.check(run.data.promise())
 
 

@@ -160,7 +160,7 @@ WAYS = {
     "muon": ("optim.hidden=muon", "optim.weight_decay=0.1"),
     "step-down": ("optim.step_down.at=96", "optim.step_down.clip=0.01"),
     "decay": ("optim.weight_decay=0.1", "optim.schedule=constant"),
-    "hints": ("model.hints=true", "task.kind=hints", "task.share=[0.1,0.5]"),
+    "hints": ("model.encoder.kind=grid", "task.kind=hints", "task.share=[0.1,0.5]"),
     "pixels": (
         "model.kind=pixeldit",
         "model.width=32",

@@ -14,6 +14,7 @@ from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
 from pointillist.evaluation import check_run, enough, judge, open_split, plan_of
+from pointillist.layers.observations import grid_of
 from pointillist.metrics.features import open_extractor
 from pointillist.metrics.names import GENERATED
 from pointillist.models import Network
@@ -22,9 +23,9 @@ from pointillist.request import Ask
 from pointillist.run import Run
 from pointillist.runfolder import load_weights
 from pointillist.sample import Origin, Trained
-from pointillist.tasks import HintsConfig, show
-from pointillist.types import Given, InputError, Spec
-from pointillist.validation import TIMES, held_out, held_out_hints, velocity_loss
+from pointillist.tasks import HeldOut
+from pointillist.types import InputError, Spec
+from pointillist.validation import TIMES, held_out, held_out_observed, velocity_loss
 
 
 class Borrowed:
@@ -55,18 +56,18 @@ class Grid:
     ) -> None:
         self.run, self.spec, self.out, self.device = run, spec, out, device
         self.tracks = tracks
-        self.truth = self.known = self.label = None
-        if run.train.grid and isinstance(run.task, HintsConfig):
+        self.truth = self.observed = self.label = None
+        if run.train.grid and run.task.observes:
             self.truth, self.label = held_out(test, run.train.grid)
-            self.known = held_out_hints(run.task, self.truth)
+            self.observed = held_out_observed(run.task, self.truth)
 
     def __call__(self, model: nn.Module, ema: EMA, images: int) -> None:
         if not self.run.train.grid:
             return
         with Borrowed(model, ema):
             trained = Trained(self.run, self.spec, model, self.device)
-            x = self.hinted(trained) if self.known is not None else self.plain(trained)
-        columns = 0 if self.known is None else self.known.shape[0]
+            x = self.hinted(trained) if self.observed is not None else self.plain(trained)
+        columns = 0 if self.truth is None else self.truth.shape[0]
         save_png(contact_sheet(flat(x), columns), self.path(images))
         self.tracks.picture(self.path(images), images)
 
@@ -74,12 +75,13 @@ class Grid:
         return trained.answer(self.ask(self.run.train.grid)).x
 
     def hinted(self, trained: Trained) -> Tensor:
-        assert self.truth is not None and self.known is not None
+        assert self.truth is not None and self.observed is not None
         label = None if self.label is None else tuple(self.label.tolist())
-        given = show(Given(), self.truth, self.known)
-        found = trained.answer(self.ask(self.truth.shape[0], label), known=given).x
-        assert given.seen is not None
-        return torch.cat((given.seen, found, self.truth))
+        known = self.observed.given
+        found = trained.answer(self.ask(self.truth.shape[0], label), known=known).x
+        on_grid = grid_of(known, self.spec.channels, tuple(self.truth.shape[2:]))
+        assert on_grid is not None
+        return torch.cat((on_grid[0], found, self.truth))
 
     def ask(self, count: int, label: tuple[int, ...] | None = None) -> Ask:
         wanted = self.run.train
@@ -97,25 +99,25 @@ class Validation:
 
     def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
         self.run, self.count = run, run.train.validate
-        self.asked: dict[str, Tensor | None] = {}
+        self.asked: dict[str, HeldOut | None] = {}
         if not self.count:
             return
         self.x, self.label = held_out(test, self.count, refused)
-        if not isinstance(run.task, HintsConfig):
+        if not run.task.observes:
             self.asked = {"velocity": None}
             return
         if not run.task.always:
             self.asked["velocity"] = None
-        self.asked["hinted"] = held_out_hints(run.task, self.x)
+        self.asked["hinted"] = held_out_observed(run.task, self.x)
 
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         losses: dict[str, float] = {}
         with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
-            for name, known in self.asked.items():
+            for name, observed in self.asked.items():
                 # In portions that training has shown to fit into the memory.
                 found = velocity_loss(
                     network, self.run.objective, self.x, self.label,
-                    batch=self.run.train.at_once, known=known,
+                    batch=self.run.train.at_once, observed=observed,
                 )  # fmt: skip
                 losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
         return losses

@@ -173,7 +173,7 @@ def read_jit(weights: Weights, path: Path) -> Seen:
     model = {
         "width": width, "depth": depth(weights), "patch_size": p, "bottleneck": bottleneck,
         "heads": heads(weights, "blocks.0.attn.q_norm.weight", width, path),
-        "context_tokens": tokens, "hints": False,
+        "context_tokens": tokens, "encoder": {"kind": "none"},
         "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
     }  # fmt: skip
     start = "the block at which the class tokens join: JiT-B 4, L 8, H and G 10"
@@ -279,7 +279,7 @@ def read_pixeldit(weights: Weights, path: Path) -> Seen:
         "heads": heads(weights, "patch_blocks.0.attn.q_norm.weight", width, path),
         "pixel_width": pixel_width, "pixel_depth": depth(weights, "pixel_blocks."),
         "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
-        "post_modulation": parts == 4, "hints": False,
+        "post_modulation": parts == 4, "encoder": {"kind": "none"},
     }  # fmt: skip
     return Seen(model, {}, channels, count_classes(weights, path), None)
 

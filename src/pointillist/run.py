@@ -26,7 +26,7 @@ from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
 from pointillist.settings import EvaluateConfig, SampleConfig, TrainConfig
 from pointillist.strict_yaml import parse_yaml
-from pointillist.tasks import GenerateConfig, HintsConfig, Task
+from pointillist.tasks import GenerateConfig, Task
 from pointillist.types import InputError, Spec, config
 from pointillist.version import FORMAT, made_by
 
@@ -74,6 +74,7 @@ class Run:
         if getattr(self.model, "learn_sigma", False):
             raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
         self.loss.check(spec)
+        self.task.check_size(spec.size)
         self.check_hints()
         self._check_guidance(spec)
 
@@ -108,19 +109,18 @@ class Run:
             )
 
     def check_hints(self) -> None:
-        """Hints need a model with an input for them, and the other way round."""
-        hints = getattr(self.model, "hints", False)  # a model of your own may have none
-        if not isinstance(self.task, HintsConfig):
-            if hints:
-                raise InputError(
-                    f"model.hints is true, but task.kind is {self.task.kind}, so no pixel is ever "
-                    f"known; set task.kind=hints or model.hints=false"
-                )
-            return
-        if not hints:
+        """What is observed needs a model with an encoder for it, and the other way round."""
+        encoder = getattr(self.model, "encoder", None)  # a model of your own may have none
+        kind = "none" if encoder is None else encoder.kind
+        if not self.task.observes and kind != "none":
             raise InputError(
-                f"task.kind is hints, but model.hints is false, so model {self.model.kind} cannot "
-                f"see them; set model.hints=true"
+                f"model.encoder.kind is {kind}, but task.kind is {self.task.kind}, so nothing is "
+                f"ever observed; set task.kind=scatter or model.encoder.kind=none"
+            )
+        if self.task.observes and kind == "none":
+            raise InputError(
+                f"task.kind is {self.task.kind}, but model.encoder.kind is none, so model "
+                f"{self.model.kind} cannot see what is observed; set model.encoder.kind=grid"
             )
 
 

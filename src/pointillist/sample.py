@@ -29,11 +29,11 @@ from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import SAMPLERS, STOCHASTIC, Watch
 from pointillist.settings import check_sampler
 from pointillist.snapshots import parse_ema, read_weights
-from pointillist.tasks import HintsConfig, show
+from pointillist.tasks import show
 from pointillist.types import Given, InputError, Spec
 
 NEVER_WITHOUT = (
-    "the run (or its guide) had task.absent 0 and never learnt to answer without hints; give some"
+    "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
 )
 
 
@@ -242,8 +242,7 @@ class Trained:
 
     def _needs_hints(self, guide: "Trained | None") -> bool:
         """Whether this network, or its guide, was never trained without hints."""
-        tasks = [trained.run.task for trained in (self, guide) if trained is not None]
-        return any(isinstance(task, HintsConfig) and task.always for task in tasks)
+        return any(trained.run.task.always for trained in (self, guide) if trained is not None)
 
     def _field(
         self,

@@ -37,7 +37,7 @@ from pointillist.runfolder import (
 )
 from pointillist.sample import Trained
 from pointillist.snapshots import drop_later_snapshots, save_snapshot
-from pointillist.types import Batch, InputError
+from pointillist.types import Batch, Given, InputError
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -192,6 +192,14 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch.part(slice(first, first + size))
 
 
+def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tuple[Batch, Given]]:
+    """The batch in portions of at most `size`, augmented, with what the task shows of each."""
+    for part in micro_batches(batch, size):
+        part = part.to(home)
+        draw = Draw(run.seed, part.index)
+        yield from run.task.parts(run.augment(part, draw), draw)
+
+
 def backward(
     run: Run,
     network: Network,
@@ -210,10 +218,8 @@ def backward(
     home = torch.device("cpu") if device.type == "mps" else device
     # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
     torch.manual_seed((run.seed ^ purpose_word("dropout")) + first)
-    for part in micro_batches(batch, micro_batch or run.train.micro_batch or size):
-        part = part.to(home)
+    for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
         draw = Draw(run.seed, part.index)
-        part, given = run.task(run.augment(part, draw), draw)
         t = run.objective.times(draw).to(device)
         eps = run.objective.noise(draw, tuple(part.x.shape[1:])).to(device)
         x = part.x.to(device)

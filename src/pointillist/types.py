@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     label: Int[Tensor, " b"] | None = None
     caption: tuple[tuple[str, ...], ...] | None = None
     augment: Float[Tensor, "b a"] | None = None
+    row: Int[Tensor, " b"] | None = None  # which picture of the data each sample is
 
     def part(self, which: slice) -> "Batch":
         """Some of the samples."""
@@ -130,7 +131,7 @@ class Takes(NamedTuple):
 
     axes: tuple[int, ...] = (2,)
     sets: bool = False  # True: the state is `b c k` at `where`; grids are flattened at the door
-    observations: Literal["none", "gridded", "scattered"] = "none"
+    observations: Literal["none", "gridded", "scattered", "any"] = "none"
     taps: int = 0
 
 

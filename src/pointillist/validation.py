@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pointillist.data.loader import to_batch
@@ -13,7 +13,7 @@ from pointillist.data.source import Source
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import Interpolant
-from pointillist.tasks import HintsConfig, show
+from pointillist.tasks import HeldOut, TaskBase
 from pointillist.types import Estimate, Given, InputError, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -41,10 +41,11 @@ def validation_noise(
     return objective.noise(Draw(0, index), size, "validation")
 
 
-def held_out_hints(task: HintsConfig, x: State, first: int = 0) -> Bool[Tensor, "b 1 *space"]:
-    """Which pixels of held-out pictures are known, the same in every run with that task."""
-    number = torch.arange(first, first + x.shape[0])
-    return task.mask(Draw(0, number), tuple(x.shape[2:]), absent=False)
+def held_out_observed(task: TaskBase, x: State, first: int = 0) -> HeldOut:
+    """What is known of held-out pictures, the same in every run with that task."""
+    found = task.held_out(x, torch.arange(first, first + x.shape[0]))
+    assert found is not None, "the task shows something"
+    return found
 
 
 class Errors(NamedTuple):
@@ -73,13 +74,13 @@ def velocity_errors(
     label: Tensor | None,
     times: Sequence[float] = TIMES,
     batch: int = 256,
-    known: Bool[Tensor, "b 1 *space"] | None = None,
+    observed: HeldOut | None = None,
     first: int = 0,
 ) -> Errors:
     """Errors of the velocity, whose noise is fixed by the number of the picture, from `first` on.
 
-    The clamp of the loss is left out, so the figure compares with any other denoiser's. Where
-    pixels are `known` the network sees them, and the error is that of the others.
+    The clamp of the loss is left out, so the figure compares with any other denoiser's. What is
+    `observed` the network sees, and the error is that of the hidden places.
     """
     squares = torch.zeros(len(times), x.shape[0], dtype=torch.float64)
     places = torch.zeros(x.shape[0], dtype=torch.long)
@@ -88,9 +89,11 @@ def velocity_errors(
         eps = validation_noise(objective, first + index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
         hidden = torch.ones_like(part[:, :1], dtype=torch.bool)
-        if known is not None:
-            hidden = ~known[index].to(part.device)
-            given = show(given, part, ~hidden)
+        if observed is not None:
+            hidden = observed.hidden[index].to(part.device)
+            shown = (v[index].to(part.device) if isinstance(v, Tensor) else v
+                     for v in observed.given)  # fmt: skip
+            given = Given(*shown)._replace(label=given.label)
         places[index] = hidden.flatten(1).sum(1).cpu()
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pointillist.draws import Draw
+from pointillist.encoders import GridConfig
 from pointillist.layers.hints import HintPatches
 from pointillist.models import Network, PixelDiTConfig
 from pointillist.run import Run
@@ -15,7 +16,7 @@ from pointillist.types import Batch, Given, InputError
 
 from .test_models import CONFIGS, SIZES, asked, spec_of, toy
 
-HINTED = [config for config in CONFIGS if hasattr(config(), "hints")]
+HINTED = [config for config in CONFIGS if hasattr(config(), "encoder")]
 every = pytest.mark.parametrize("config", HINTED)
 SIZE = (8, 12)
 
@@ -25,7 +26,7 @@ def test_every_grid_model_takes_hints():
 
 
 def hinted(config, size=SIZE):
-    network = Network(toy(config, size, hints=True))
+    network = Network(toy(config, size, encoder=GridConfig()))
     x, t, given = asked(size)
     mask = Draw(2, torch.arange(3)).uniform("mask", (1, *size)) < 0.4
     return network, x, t, given, mask
@@ -81,7 +82,7 @@ def test_a_context_with_hints_equals_one_made_inside(config):
 @every
 def test_hints_on_another_grid_or_of_single_channels_are_refused(config):
     network, x, t, given, mask = hinted(config)
-    with pytest.raises(InputError, match="hints lie on a grid of 8x8, the picture has 8x12"):
+    with pytest.raises(InputError, match="hints lie on a grid of 8x8.*the picture has 8x12"):
         network(x, t, given._replace(seen=x[..., :8], mask=mask[..., :8]))
     half = mask.expand(-1, 2, -1, -1).clone()
     half[:, 0] = False
@@ -113,7 +114,7 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
     on their path t x + (1 - t) eps at every step, as they do in training.
     """
     task = HintsConfig(share=(0.2, 0.6), absent=absent)
-    model = toy(config, SIZE, hints=True)
+    model = toy(config, SIZE, encoder=GridConfig())
     run = Run(model=model.config, task=task)
     x = asked(SIZE)[0].clamp(-1, 1)
     batch = Batch(torch.arange(3), x, label=torch.tensor([0, 1, 2]))
@@ -123,7 +124,7 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
     state, t = ears.states.pop()
 
     draw = Draw(run.seed, batch.index)
-    flipped, mask = run.augment(batch, draw).x, task.mask(draw, SIZE)
+    flipped, mask = run.augment(batch, draw).x, task.revealed(draw, SIZE).shown
     at = t.view(-1, 1, 1, 1)
     assert torch.equal(state, at * flipped + (1 - at) * run.objective.noise(draw, (2, *SIZE)))
     known = None if absent else Given(seen=flipped, mask=mask)
@@ -155,10 +156,12 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
 
 def test_the_share_of_known_pixels_is_the_one_that_was_asked_for():
     draw = Draw(0, torch.arange(4000))
-    fixed = HintsConfig(share=0.25, absent=0.2).mask(draw, (8, 8)).float().flatten(1).mean(1)
+    fixed = (
+        HintsConfig(share=0.25, absent=0.2).revealed(draw, (8, 8)).shown.float().flatten(1).mean(1)
+    )
     assert (fixed == 0).float().mean() == pytest.approx(0.2, abs=0.02)
     assert fixed[fixed > 0].mean() == pytest.approx(0.25, abs=0.01)
-    ranged = HintsConfig(share=(0.1, 0.7), absent=0.0).mask(draw, (16, 16)).float()
+    ranged = HintsConfig(share=(0.1, 0.7), absent=0.0).revealed(draw, (16, 16)).shown.float()
     share = ranged.flatten(1).mean(1)
     assert share.mean() == pytest.approx(0.4, abs=0.01)
     assert share.std() == pytest.approx(0.6 / 12**0.5, rel=0.1)

@@ -41,7 +41,9 @@ def to_batch(rows: Rows, numbers: Tensor, spec: Spec) -> Batch:
     x = rows.x.float()
     shape = (1, -1, *[1] * (x.dim() - 2))
     offset, scale = torch.tensor(spec.offset).view(shape), torch.tensor(spec.scale).view(shape)
-    return Batch(numbers, (x - offset) / scale, label=rows.label, caption=rows.caption)
+    return Batch(
+        numbers, (x - offset) / scale, label=rows.label, caption=rows.caption, row=rows.row
+    )
 
 
 class _Numbered(Dataset[Rows | InputError]):
@@ -52,7 +54,8 @@ class _Numbered(Dataset[Rows | InputError]):
 
     def __getitem__(self, numbers: range) -> Rows | InputError:
         try:
-            return self.source.rows(self.order(numbers))
+            order = self.order(numbers)
+            return self.source.rows(order)._replace(row=torch.tensor(order))
         except InputError as error:
             return error  # raised in a worker, torch would wrap it into a traceback
 

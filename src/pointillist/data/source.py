@@ -18,6 +18,7 @@ class Rows(NamedTuple):
     label: Tensor | None  # int64, " b"; -1 where a sample has none
     caption: tuple[tuple[str, ...], ...] | None  # every caption of every sample; () where none
     refused: tuple[Refused, ...] = ()  # files that were to be read, and another took their place
+    row: Tensor | None = None  # the numbers that were asked for, where the reader adds them
 
 
 @runtime_checkable

@@ -12,7 +12,6 @@ from pointillist.metrics.kernel import LEAST
 from pointillist.metrics.names import GENERATED, RESTORED
 from pointillist.run import Run
 from pointillist.sample import Trained
-from pointillist.tasks import HintsConfig
 from pointillist.types import Given, InputError, Spec
 
 WINDOW = 11  # of SSIM
@@ -28,10 +27,9 @@ def check(trained: Trained, plan: Plan) -> None:
     check_run(trained.run, trained.spec, plan)
     if plan.of((*GENERATED, *RESTORED)):
         asked = trained.prepare(plan.ask(1))
-        hints = isinstance(trained.run.task, HintsConfig)
         label = torch.zeros(1, dtype=torch.long, device=trained.device)
         given = Given(label=label if trained.spec.classes else None)
-        if not hints:
+        if not trained.run.task.observes:
             with torch.no_grad():
                 trained.network.condition(given, asked.size)  # refuses sizes that it cannot have
 
@@ -39,18 +37,17 @@ def check(trained: Trained, plan: Plan) -> None:
 def check_run(run: Run, spec: Spec, plan: Plan) -> None:
     """InputError where run and metrics do not belong together, whatever the weights."""
     task = run.task
-    hints = isinstance(task, HintsConfig)
     for metric in plan.of((*RESTORED, "hinted")):
-        if not hints:
+        if not task.observes:
             raise InputError(
                 f"metric {metric.name} judges what is made of known pixels, and this run takes "
                 f"none (task.kind is {task.kind}); ask for {', '.join(GENERATED)} or velocity"
             )
     for metric in plan.of((*GENERATED, "velocity")):
-        if isinstance(task, HintsConfig) and task.always:
+        if task.always:
             raise InputError(
-                f"metric {metric.name} judges what is made of nothing, and this run had "
-                f"task.absent 0 and never learnt that; ask for {', '.join(RESTORED)} or hinted"
+                f"metric {metric.name} judges what is made of nothing, and this run "
+                f"(task.absent 0) never learnt that; ask for {', '.join(RESTORED)} or hinted"
             )
     size = "x".join(map(str, spec.size))
     for metric in plan.of(GENERATED):

@@ -21,8 +21,7 @@ from pointillist.metrics.interval import Score, bootstrap_mean
 from pointillist.metrics.names import DENOISED, GENERATED, RESTORED, Metric, parse_metrics
 from pointillist.run import to_dict
 from pointillist.sample import Trained
-from pointillist.tasks import HintsConfig
-from pointillist.validation import TIMES, Errors, held_out, held_out_hints, velocity_errors
+from pointillist.validation import TIMES, Errors, held_out, held_out_observed, velocity_errors
 from pointillist.version import made_by
 
 PORTION = 1024  # held-out pictures in memory together
@@ -126,14 +125,13 @@ def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) ->
     """The verdict with the velocity loss at every time, its interval over held-out pictures."""
     test, objective = trained.run.data.open("test"), trained.run.objective
     task = trained.run.task if metric.score == "hinted" else None
-    assert task is None or isinstance(task, HintsConfig)
     count, parts = min(plan.count, len(test)), []
     for first in range(0, count, PORTION):
         x, label = held_out(test, min(PORTION, count - first), first=first)
-        known = None if task is None else held_out_hints(task, x, first)
+        observed = None if task is None else held_out_observed(task, x, first)
         with autocast(trained.device, plan.dtype):
             parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
-                                         known=known, first=first))  # fmt: skip
+                                         observed=observed, first=first))  # fmt: skip
     squares, places = zip(*parts, strict=True)
     rows = Errors(torch.cat(squares, 1), torch.cat(places)).losses()
     scores = {
@@ -141,7 +139,7 @@ def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) ->
     }
     same = {"data": test.spec.fingerprint, "path": objective.kind,
             "noise": objective.noise_strength(tuple(trained.spec.size)),
-            **({} if task is None else {"share": task.share})}  # fmt: skip
+            **({} if task is None else {"task": to_dict(trained.run)["task"]})}  # fmt: skip
     return found._replace(
         scores=found.scores | scores, about=found.about | dict.fromkeys(scores, same)
     )

@@ -1,8 +1,4 @@
-"""Known pixels as an input of a grid model: values and mask beside the noisy state.
-
-A separate layer on the hints is the same as more input channels of the patch embedding, but it
-need not be computed again at every step, and weights published without hints keep their names.
-"""
+"""Known pixels on the grid of patches: values and mask."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,8 +22,7 @@ class HintPatches(nn.Module):
 
     def channels_of(self, given: Given, size: tuple[int, ...]) -> Float[Tensor, "b d *space"]:
         """`hint_channels` of what is given; one row of zeros where nothing is."""
-        device = self.linear.weight.device
-        return hint_channels(given.seen, given.mask, self.channels, size, device)
+        return hint_channels(given, self.channels, size, self.linear.weight.device)
 
     def forward(self, hints: Float[Tensor, "b d *space"]) -> Float[Tensor, "b n d2"]:
         return self.linear(patchify(hints, self.patch_size))

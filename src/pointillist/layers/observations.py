@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pointillist.types import InputError
+from pointillist.types import Given, InputError
 
 
 def centres(size: tuple[int, ...]) -> Float[Tensor, "k s"]:
@@ -67,31 +67,125 @@ def whole_pixels(mask: Bool[Tensor, "b c *space"]) -> Bool[Tensor, "b 1 *space"]
     return known
 
 
-def hint_channels(
-    seen: Float[Tensor, "b c *space"] | None,
-    mask: Bool[Tensor, "b _ *space"] | None,
-    channels: int,
-    size: tuple[int, ...],
-    device: torch.device,
-) -> Float[Tensor, "b d *space"]:
-    """Known values and, as a last channel, where they are known (1) and where not (0).
+def overlaps(there: int, here: int, device: torch.device | None = None) -> Float[Tensor, "n m"]:
+    """How much of each of `there` cells of an axis lies in each of `here`; rows are those here."""
+    ends = torch.arange(here + 1, dtype=torch.float64, device=device) / here
+    theirs = torch.arange(there + 1, dtype=torch.float64, device=device) / there
+    low = torch.maximum(ends[:-1, None], theirs[None, :-1])
+    high = torch.minimum(ends[1:, None], theirs[None, 1:])
+    return ((high - low).clamp(min=0) * there).float()
 
-    Nothing seen is zero everywhere, mask too; a cell known to be black, or mid-grey 0, has mask 1.
-    InputError where a cell is known in some of its channels only, or the grids differ.
+
+def regrid(
+    seen: Float[Tensor, "b c *coarse"],
+    density: Float[Tensor, "b 1 *coarse"],
+    size: tuple[int, ...],
+) -> tuple[Float[Tensor, "b c *space"], Float[Tensor, "b 1 *space"]]:
+    """Area means of what is known on the grid of `size`, and how much is known of each cell.
+
+    A density of 1 is one observation for each cell. Of a finer grid it is the share of a cell that
+    was observed; a coarser cell counts as one observation spread over the cells that it covers.
     """
-    if seen is None:
-        return torch.zeros(1, channels + 1, *size, device=device)
-    if mask is None:
-        mask = seen.isfinite()
+    there = tuple(seen.shape[2:])
+    if there == size:
+        return seen, density
+    total, count = seen * density, density
+    for axis, (n, m) in enumerate(zip(there, size, strict=True), 2):
+        weights = overlaps(n, m, seen.device)
+        total = torch.movedim(torch.movedim(total, axis, -1) @ weights.T, -1, axis)
+        count = torch.movedim(torch.movedim(count, axis, -1) @ weights.T, -1, axis)
+    share = count * (math.prod(size) / math.prod(there))
+    known = share > 1e-6
+    return torch.where(known, total / count.clamp(min=1e-20), 0), torch.where(
+        known, share * min(1.0, math.prod(there) / math.prod(size)), 0
+    )
+
+
+def grid_of(
+    given: Given, channels: int, size: tuple[int, ...]
+) -> tuple[Float[Tensor, "b c *space"], Float[Tensor, "b 1 *space"]] | None:
+    """Everything observed on the grid of `size`, and its density; None where nothing is given.
+
+    Where gridded and scattered observations tell of one cell, the grid's value counts. InputError
+    where a cell is known in some of its channels only, or the grid has another aspect ratio.
+    """
+    found = None
+    if given.at is not None:
+        assert given.value is not None
+        valid = given.valid
+        if valid is None:
+            valid = torch.ones_like(given.value[:, :1], dtype=torch.bool)
+        seen, mask = to_grid(given.at, given.value, valid, size)
+        known = whole_pixels(mask)
+        found = torch.where(known, seen, 0), known.to(seen.dtype)
+    if given.seen is None:
+        return found
+    seen, known = _checked(given.seen, given.mask, channels, size)
+    gridded = regrid(torch.where(known, seen, 0), known.to(seen.dtype), size)
+    if found is None:
+        return gridded
+    held = gridded[1] > 0
+    return torch.where(held, gridded[0], found[0]), torch.where(held, gridded[1], found[1])
+
+
+def points_of(
+    given: Given, channels: int
+) -> tuple[Float[Tensor, "b m s"], Float[Tensor, "b c m"], Bool[Tensor, "b 1 m"]] | None:
+    """Everything observed as points, gridded cells at their centres; None where nothing is given.
+
+    Values are 0 where `valid` is false. InputError where a point is known in some of its channels.
+    """
+    found = []
+    if given.at is not None:
+        assert given.value is not None
+        valid = given.valid
+        if valid is None:
+            valid = torch.ones_like(given.value[:, :1], dtype=torch.bool)
+        known = whole_pixels(valid)
+        found.append((given.at, given.value.masked_fill(~known, 0), known))
+    if given.seen is not None:
+        seen, mask = _checked(given.seen, given.mask, channels, None)
+        at, value, valid = to_points(torch.where(mask, seen, 0), mask)
+        found.append((at, value, valid[:, :1]))
+    if not found:
+        return None
+    parts = zip(*found, strict=True)
+    return tuple(torch.cat(part, axis) for part, axis in zip(parts, (1, 2, 2), strict=True))  # type: ignore[return-value]
+
+
+def _checked(
+    seen: Tensor, mask: Tensor | None, channels: int, size: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """Values and the mask of whole pixels; InputError where they do not fit a picture of `size`."""
+    mask = seen.isfinite() if mask is None else mask
     if seen.shape[1] != channels or mask.dtype != torch.bool:
         raise InputError(
             f"hints have {seen.shape[1]} channels and a mask of {mask.dtype}; the picture has "
             f"{channels} channels, and a mask is true or false"
         )
-    if tuple(seen.shape[2:]) != size or tuple(mask.shape[2:]) != size:
+    there = tuple(seen.shape[2:])
+    skew = size is not None and (
+        len(there) != len(size)
+        or any(n * size[0] != there[0] * m for n, m in zip(there, size, strict=True))
+    )
+    if tuple(mask.shape[2:]) != there or skew:
         raise InputError(
-            f"hints lie on a grid of {'x'.join(map(str, seen.shape[2:]))}, the picture has "
-            f"{'x'.join(map(str, size))}; give them on the picture's own grid"
+            f"hints lie on a grid of {'x'.join(map(str, there))}, their mask on "
+            f"{'x'.join(map(str, mask.shape[2:]))}, the picture has "
+            f"{'x'.join(map(str, size or there))}; give them on the picture's own grid, or on one "
+            f"of its aspect ratio"
         )
-    known = whole_pixels(mask)
-    return torch.cat((torch.where(known, seen, 0), known.to(seen.dtype)), 1)
+    return seen, whole_pixels(mask)
+
+
+def hint_channels(
+    given: Given, channels: int, size: tuple[int, ...], device: torch.device
+) -> Float[Tensor, "b d *space"]:
+    """Known values and, as a last channel, their density: 1 where a cell is known, 0 where not.
+
+    Nothing given is zero everywhere, in one row; a cell known to be mid-grey 0 has density 1.
+    """
+    found = grid_of(given, channels, size)
+    if found is None:
+        return torch.zeros(1, channels + 1, *size, device=device)
+    return torch.cat(found, 1)

@@ -5,17 +5,17 @@ network starts as the identity. This is the vanilla baseline that the pixel mode
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
 from pointillist.layers.fused import Fused
-from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
 from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
@@ -24,8 +24,8 @@ from pointillist.types import Given, InputError, Prediction, Spec, State, Takes,
 
 @config
 class DiTConfig:
-    """`learn_sigma` doubles the output channels, as published weights have them; `hints`: known
-    pixels are an input.
+    """`learn_sigma` doubles the output channels, as published weights have them; `encoder`: how
+    observations enter, if they do.
     """
 
     kind: Literal["dit"] = "dit"
@@ -37,7 +37,7 @@ class DiTConfig:
     time_scale: float = 1000.0
     max_period: float = 1e4
     learn_sigma: bool = False
-    hints: bool = False
+    encoder: Observing = NoEncoderConfig()
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size"):
@@ -56,7 +56,8 @@ class Context(NamedTuple):
     """What needs neither the state nor the time."""
 
     label: Float[Tensor, "b d"] | None
-    place: Float[Tensor, "_ n d"]  # with the hints, where there are any
+    place: Float[Tensor, "n d"]
+    observed: Any  # the encoder's own
 
 
 class Block(nn.Module):
@@ -84,15 +85,14 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.takes = Takes(
-            axes=(1, 2, 3), observations="gridded" if config.hints else "none", taps=config.depth
-        )
         p, d = config.patch_size, config.width
+        site = Site(spec.channels, spec.size, p, d, config.heads)
+        self.encoder = config.encoder.build(site)
+        self.takes = Takes(axes=(1, 2, 3), observations=self.encoder.takes, taps=config.depth)
         self.trained = patch_grid(spec.size, p)
         cells = p ** len(spec.size)
         outputs = spec.channels * (2 if config.learn_sigma else 1)
         self.patch = nn.Linear(spec.channels * cells, d)
-        self.hint = HintPatches(spec.channels, len(spec.size), p, d) if config.hints else None
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -116,19 +116,17 @@ class DiT(nn.Module):
             self.modulation,
             self.head,
             *(block.get_submodule("modulation") for block in self.blocks),
-            *([] if self.hint is None else [self.hint]),
         )
+        self.encoder.initialise()
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, device = patch_grid(size, self.config.patch_size), self.head.weight.device
-        place = sincos(grid, self.trained, self.config.width, device)[None]
-        if self.hint is not None:
-            place = place + self.hint(self.hint.channels_of(given, size))
+        place = sincos(grid, self.trained, self.config.width, device)
         label = None
         if self.label is not None:
             assert given.label is not None
             label = self.label(given.label)
-        return Context(label, place)
+        return Context(label, place, self.encoder.condition(given, size, grid))
 
     def forward(
         self,
@@ -143,7 +141,8 @@ class DiT(nn.Module):
         c = self.time(t) if context.label is None else self.time(t) + context.label
         c = F.silu(c)
 
-        x = self.patch(patchify(xt, self.config.patch_size)) + context.place
+        x = self.patch(patchify(xt, self.config.patch_size)).float()
+        x = self.encoder(x, c, context.observed) + context.place
         for number, block in enumerate(self.blocks, 1):
             x = block(x, c)
             if number in taps:
@@ -151,7 +150,8 @@ class DiT(nn.Module):
 
         shift, scale = self.modulation(c).chunk(2, -1)
         x = self.head(modulate(self.norm(x), shift, scale))
-        return Prediction(unpatchify(x, self.config.patch_size, size), tuple(hidden))
+        value = unpatchify(x, self.config.patch_size, size)
+        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
 
 
 PUBLISHED = (

@@ -25,8 +25,8 @@ def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: s
     gridded, scattered = given.seen is not None, given.at is not None
     if (gridded or scattered) and takes.observations == "none":
         raise InputError(
-            f"model {name} of this run takes no hints; train one with model.hints=true and "
-            f"task.kind=hints"
+            f"model {name} of this run takes no hints; train one with model.encoder.kind=grid (or "
+            f"another) and task.kind=scatter"
         )
     if takes.observations == "gridded" and scattered:
         given = gather_on_grid(given, size)

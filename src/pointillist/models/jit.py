@@ -6,17 +6,17 @@ embedding, rotary places, RMSNorm, SwiGLU, and class tokens that join the sequen
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
-from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
@@ -27,7 +27,7 @@ from pointillist.types import Given, InputError, Prediction, Spec, State, Takes,
 @config
 class JiTConfig:
     """`dropout` acts behind the attention and inside the MLP of the middle half of the blocks
-    (published: 0.2 for H and G). `hints`: known pixels are an input.
+    (published: 0.2 for H and G). `encoder`: how observations enter, if they do.
     """
 
     kind: Literal["jit"] = "jit"
@@ -40,7 +40,7 @@ class JiTConfig:
     context_tokens: int = 32
     context_start: int = 4
     dropout: float = 0.0
-    hints: bool = False
+    encoder: Observing = NoEncoderConfig()
     time_scale: float = 1.0
     max_period: float = 1e4
     theta: float = 1e4
@@ -72,7 +72,8 @@ class Context(NamedTuple):
 
     label: Float[Tensor, "b d"] | None
     tokens: Float[Tensor, "b m d"] | None
-    place: Float[Tensor, "_ n d"]  # with the hints, where there are any
+    place: Float[Tensor, "n d"]
+    observed: Any  # the encoder's own
     rotation: Rotation
     rotation_with_tokens: Rotation
 
@@ -83,15 +84,14 @@ class JiT(nn.Module):
     def __init__(self, config: JiTConfig, spec: Spec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.takes = Takes(
-            axes=(1, 2, 3), observations="gridded" if config.hints else "none", taps=config.depth
-        )
         p, d, depth = config.patch_size, config.width, config.depth
+        site = Site(spec.channels, spec.size, p, d, config.heads)
+        self.encoder = config.encoder.build(site)
+        self.takes = Takes(axes=(1, 2, 3), observations=self.encoder.takes, taps=depth)
         self.trained = patch_grid(spec.size, p)
         cells = spec.channels * p ** len(spec.size)
         self.reduce = nn.Linear(cells, config.bottleneck, bias=False)
         self.patch = nn.Linear(config.bottleneck, d)
-        self.hint = HintPatches(spec.channels, len(spec.size), p, d) if config.hints else None
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
         self.token_place = (
@@ -125,8 +125,8 @@ class JiT(nn.Module):
             self.modulation,
             self.head,
             *(block.get_submodule("modulation") for block in self.blocks),
-            *([] if self.hint is None else [self.hint]),
         )
+        self.encoder.initialise()
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, c = patch_grid(size, self.config.patch_size), self.config
@@ -139,11 +139,10 @@ class JiT(nn.Module):
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        place = sincos(grid, self.trained, c.width, device)[None]
-        if self.hint is not None:
-            place = place + self.hint(self.hint.channels_of(given, size))
+        place = sincos(grid, self.trained, c.width, device)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens, device)
-        return Context(label, tokens, place, turn[c.context_tokens :], turn)
+        observed = self.encoder.condition(given, size, grid)
+        return Context(label, tokens, place, observed, turn[c.context_tokens :], turn)
 
     def forward(
         self,
@@ -158,7 +157,8 @@ class JiT(nn.Module):
         c = self.time(t) if context.label is None else self.time(t) + context.label
         c = F.silu(c)
 
-        x = self.patch(self.reduce(patchify(xt, self.config.patch_size))) + context.place
+        x = self.patch(self.reduce(patchify(xt, self.config.patch_size))).float()
+        x = self.encoder(x, c, context.observed) + context.place
         rotation = context.rotation
         for i, block in enumerate(self.blocks):
             if context.tokens is not None and i == self.config.context_start:
@@ -172,7 +172,8 @@ class JiT(nn.Module):
 
         shift, scale = self.modulation(c).chunk(2, -1)
         x = self.head(modulated_norm(self.norm, x, shift, scale))
-        return Prediction(unpatchify(x, self.config.patch_size, size), tuple(hidden))
+        value = unpatchify(x, self.config.patch_size, size)
+        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
 
 
 PUBLISHED = (

@@ -7,7 +7,7 @@ linear head on patches cannot do.
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
-from pointillist.layers.hints import HintPatches
 from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
+from pointillist.layers.observations import hint_channels
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
 from pointillist.models.pixel_path import HintModulation, PixelBlock, PixelHint, again
@@ -38,7 +39,8 @@ class PixelDiTConfig:
     attention out of the pixel blocks; `pixel_rope` and `pixel_place` leave out the places of blocks
     and pixels. `rope_span`: patches lie on [0, span] at any size (0: in steps of one, as in JiT).
     `place` adds a fixed code to the patches, `context_tokens` join the patches at block
-    `context_start`; both are JiT's. `hints`: known pixels are an input of both pathways.
+    `context_start`; both are JiT's. `encoder`: how observations enter the
+    patches, if they do; their values and mask then steer the pixels too.
     `recompute`: backward makes the pixels' modulation again instead of keeping it.
     """
 
@@ -66,7 +68,7 @@ class PixelDiTConfig:
     theta: float = 1e4
     context_tokens: int = 0
     context_start: int = 4
-    hints: bool = False
+    encoder: Observing = NoEncoderConfig()
     time_scale: float = 1.0
     max_period: float = 10.0
     recompute: bool = True
@@ -125,7 +127,7 @@ class Context(NamedTuple):
     rotation_with_tokens: Rotation
     pixel_place: Float[Tensor, "_ n m e"] | None
     pixel_rotation: Rotation | None
-    hint: Float[Tensor, "b n d"] | None
+    observed: Any  # the encoder's own
     pixel_hint: PixelHint | None
 
 
@@ -145,9 +147,8 @@ class PixelDiT(nn.Module):
         self.config, self.spec = config, spec
         c, p, d, e = config, config.patch_size, config.width, config.pixel_width
         axes, channels = len(spec.size), spec.channels
-        self.takes = Takes(
-            axes=(1, 2, 3), observations="gridded" if c.hints else "none", taps=c.depth
-        )
+        self.encoder = c.encoder.build(Site(channels, spec.size, p, d, c.heads))
+        self.takes = Takes(axes=(1, 2, 3), observations=self.encoder.takes, taps=c.depth)
         self.trained = patch_grid(spec.size, p)
         cells = p**axes
         self.patch = nn.Linear(channels * cells, d)
@@ -168,17 +169,16 @@ class PixelDiT(nn.Module):
             )
             for _ in range(c.pixel_depth)
         )  # fmt: skip
-        self.hint_patch = self.hint_pixel = None
-        if c.hints:
-            self.hint_patch = HintPatches(channels, axes, p, d)
+        self.hint_pixel = None
+        if self.encoder.takes == "any":
             self.hint_pixel = HintModulation(channels, e, *(0, 4) if c.post_modulation else (2, 4))
         self.norm = RMSNorm(e)
         self.head = nn.Linear(e, channels)
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier for linear layers, N(0, 0.02) for embeddings; zero for modulations, the first
-        layer of the patches' hints, the last of the pixels', and the head.
+        """Xavier for linear layers, N(0, 0.02) for embeddings; zero for modulations, those of the
+        pixels' hints too, and the head.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -194,14 +194,15 @@ class PixelDiT(nn.Module):
         zero_(self.head, *(block.get_submodule("modulation") for block in self.blocks))
         for block in self.pixel_blocks:
             zero_(*(m for m in (block.enter, block.leave) if isinstance(m, nn.Module)))
-        if self.hint_patch is not None and self.hint_pixel is not None:
+        if self.hint_pixel is not None:
             pixel = self.hint_pixel
-            zero_(self.hint_patch, *(m for m in (pixel.enter, pixel.leave) if m is not None))
+            zero_(*(m for m in (pixel.enter, pixel.leave) if m is not None))
+        self.encoder.initialise()
 
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         c, device = self.config, self.head.weight.device
         grid = patch_grid(size, c.patch_size)
-        label = tokens = hint = pixel_hint = pixel_place = pixel_turn = None
+        label = tokens = pixel_hint = pixel_place = pixel_turn = None
         if self.label is not None:
             assert given.label is not None
             label = self.label(given.label)
@@ -209,9 +210,8 @@ class PixelDiT(nn.Module):
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        if self.hint_patch is not None and self.hint_pixel is not None:
-            hints = self.hint_patch.channels_of(given, size)
-            hint = self.hint_patch(hints)
+        if self.hint_pixel is not None:
+            hints = hint_channels(given, self.spec.channels, size, device)
             pixel_hint = self.hint_pixel(pixels(hints, c.patch_size, c.block))
         place = sincos(grid, self.trained, c.width, device) if c.place else None
         head = c.width // c.heads
@@ -223,8 +223,8 @@ class PixelDiT(nn.Module):
         if c.pixel_rope and c.pixel_attention:
             pixel_turn = self._block_rotation(size, head, device)
         return Context(
-            label, tokens, place, turn[c.context_tokens :], turn, pixel_place, pixel_turn, hint,
-            pixel_hint,
+            label, tokens, place, turn[c.context_tokens :], turn, pixel_place, pixel_turn,
+            self.encoder.condition(given, size, grid), pixel_hint,
         )  # fmt: skip
 
     def _block_rotation(self, size: tuple[int, ...], head: int, device: torch.device) -> Rotation:
@@ -252,8 +252,9 @@ class PixelDiT(nn.Module):
 
         # Patches. Both residual streams are float32 under autocast, with or without a place added.
         s = self.patch(patchify(xt, c.patch_size)).float()
-        for extra in (context.place, context.hint):
-            s = s if extra is None else s + extra
+        s = self.encoder(s, steer, context.observed)
+        if context.place is not None:
+            s = s + context.place
         rotation = context.rotation
         for i, block in enumerate(self.blocks):
             if context.tokens is not None and i == c.context_start:
@@ -276,7 +277,8 @@ class PixelDiT(nn.Module):
         for block in self.pixel_blocks:
             x = block(x, s, context.pixel_rotation, context.pixel_hint)
         x = again(self._last, x) if c.recompute else self._last(x)
-        return Prediction(unpixels(x, c.patch_size, c.block, size), tuple(hidden))
+        value = unpixels(x, c.patch_size, c.block, size)
+        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
 
     def _last(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))

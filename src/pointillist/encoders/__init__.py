@@ -1,0 +1,11 @@
+"""The encoders of observations, one line each; this list is the whole registry."""
+
+from typing import Annotated
+
+from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, with_guess
+from pointillist.encoders.grid import GridConfig
+from pointillist.types import by_kind
+
+Observing = Annotated[NoEncoderConfig | GridConfig, by_kind]
+
+__all__ = ["Encoder", "GridConfig", "NoEncoderConfig", "Observing", "Site", "with_guess"]

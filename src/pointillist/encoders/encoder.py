@@ -1,0 +1,84 @@
+"""What every encoder of observations is: two halves, of which only the second sees the state.
+
+A backbone embeds the noisy patches and hands them over; what comes back are the tokens with which
+its blocks begin. The observation alone is encoded in `condition`, once for a whole reconstruction.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pointillist.types import Given, config
+
+
+class Site(NamedTuple):
+    """The place in a backbone that an encoder is built for."""
+
+    channels: int
+    size: tuple[int, ...]  # cells of the training grid, one to three axes
+    patch_size: int
+    width: int
+    heads: int
+
+
+class Encoder(nn.Module):
+    """Observations and noisy patches to the tokens with which a backbone's blocks begin."""
+
+    takes: Literal["none", "any"] = "any"
+
+    def initialise(self) -> None:
+        """Set what differs from the backbone's own initialisation; it calls this last."""
+
+    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Any:
+        """All that needs neither state nor time.
+
+        `size` are the cells of the state that the backbone sees, `grid` its patches. Where nothing
+        is given at all there is one row, for the whole batch.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Any
+    ) -> Float[Tensor, "b n d"]:
+        """The tokens; `patches` are those of the state, row-major, c = SiLU(time + label)."""
+        raise NotImplementedError
+
+    def guess(self, context: Any) -> Float[Tensor, "b c *space"] | None:
+        """A picture that the backbone adds to its answer, on the grid of `size`; none here."""
+        return None
+
+
+def with_guess(
+    value: Float[Tensor, "b o *space"], guess: Float[Tensor, "_ c *space"] | None
+) -> Float[Tensor, "b o *space"]:
+    """The answer with the encoder's guess on its first c channels."""
+    if guess is None:
+        return value
+    c = guess.shape[1]
+    return torch.cat((value[:, :c] + guess, value[:, c:]), 1)
+
+
+@config
+class NoEncoderConfig:
+    """Nothing is ever observed: the noisy patches are the tokens."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self, site: Site) -> "NoEncoder":
+        return NoEncoder()
+
+
+class NoEncoder(Encoder):
+    """The noisy patches as they are."""
+
+    takes = "none"
+
+    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> None:
+        return None
+
+    def forward(
+        self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: None
+    ) -> Float[Tensor, "b n d"]:
+        return patches

@@ -1,0 +1,30 @@
+"""Tasks: what the network may see, and where its answer counts; one line each."""
+
+from typing import Annotated
+
+from pointillist.tasks.inpaint import InpaintConfig, read_mask
+from pointillist.tasks.mixture import MixtureConfig, UpscaleConfig, box_means
+from pointillist.tasks.scatter import HintsConfig, ScatterConfig
+from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, show
+from pointillist.types import by_kind
+
+Task = Annotated[
+    GenerateConfig | HintsConfig | ScatterConfig | InpaintConfig | UpscaleConfig | MixtureConfig,
+    by_kind,
+]
+
+__all__ = [
+    "GenerateConfig",
+    "HeldOut",
+    "HintsConfig",
+    "InpaintConfig",
+    "Masking",
+    "MixtureConfig",
+    "ScatterConfig",
+    "Task",
+    "TaskBase",
+    "UpscaleConfig",
+    "box_means",
+    "read_mask",
+    "show",
+]
