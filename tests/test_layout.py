@@ -12,7 +12,7 @@ ROWS = [
     {"data", "augment", "tasks", "encoders", "losses", "guidance", "metrics"},
     {"models", "figures", "settings", "request"},
     {"published", "run"},
-    {"runfolder", "known", "snapshots", "posterior"},
+    {"runfolder", "known", "snapshots", "posterior", "references"},
     {"convert", "sample", "validation", "describe"},
     {"evaluation"},
     {"monitor"},

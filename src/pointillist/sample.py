@@ -23,6 +23,7 @@ from pointillist.guidance import (
 from pointillist.known import on_grid, rows_of
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
+from pointillist.references import asked_guidance, check_guide, check_reference
 from pointillist.request import Ask, Samples, ask_of, labels_of, plain_label
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
@@ -271,46 +272,14 @@ class Trained:
         self, ask: Ask, guide: "Trained | None", size: tuple[int, ...]
     ) -> tuple[GuidanceConfig, "Trained | None"]:
         """What the request and the run say of guidance together, and the weaker network if any."""
-        whole = isinstance(ask.guidance, GuidanceConfig)
-        base: Any = ask.guidance if whole else self.run.sample.guidance
-        asked: dict[str, Any] = {
-            "scale": None if whole else ask.guidance, "interval": ask.interval,
-            "rescale": ask.rescale, "negative": ask.negative,
-            "auto": None if guide is None else AutoConfig(),  # the one in hand takes its place
-        }  # fmt: skip
-        found = dataclasses.replace(base, **{k: v for k, v in asked.items() if v is not None})
+        found = asked_guidance(ask, self.run.sample.guidance, guide is not None)
         if found.scale == 1:
-            # Whoever asks for 1 may do so of a run that says more; what is asked beside it may not.
-            own = GuidanceConfig(rescale=ask.rescale or 0.0, negative=-1 if ask.negative is None
-                                 else ask.negative)  # fmt: skip
-            idle = own.idle if ask.guidance is not None and not whole else found.idle
-            idle = "guide" if guide is not None else idle
-            if idle:
-                raise InputError(
-                    f"{idle} is given, but guidance is 1, which asks no reference; give another "
-                    f"guidance or leave {idle} out"
-                )
             return found, None
         if guide is None and found.automatic:
             guide = self._weaker(found.auto)
+        check_reference(found, self.run, self.spec, guide is not None)
         if guide is not None:
-            if found.negated:
-                raise InputError(
-                    f"negative is {found.negative}, but a guide is given as the reference; leave "
-                    f"one of them out"
-                )
-            self._check_guide(guide, size)
-        elif not self.spec.classes:
-            raise InputError(
-                f"guidance is {found.scale:g}, but this model has no labels; leave it at 1"
-            )
-        elif found.negated:
-            label_number(found.negative, self.spec.classes, "negative")
-        elif not self.run.task.label_drop:
-            raise InputError(
-                f"guidance is {found.scale:g}, but the run had task.label_drop 0 and never "
-                f"learnt an unlabelled answer; leave it at 1"
-            )
+            check_guide((self.run, self.spec), (guide.run, guide.spec), size)
         return found, guide
 
     def _weaker(self, auto: AutoConfig) -> "Trained":
@@ -334,33 +303,6 @@ class Trained:
             guide = load(origin.folder, ema, str(self.device), origin.images)
         self._guides[auto] = guide
         return guide
-
-    def _check_guide(self, guide: "Trained", size: tuple[int, ...]) -> None:
-        """InputError unless the guide answers the same question: same data, same path and noise."""
-        ours, theirs = self.spec, guide.spec
-        if (ours.channels, len(ours.size)) != (theirs.channels, len(theirs.size)):
-            raise InputError(
-                f"the guide has {theirs.channels} channels on {len(theirs.size)} axes, the run "
-                f"{ours.channels} on {len(ours.size)}; take a guide of the same data"
-            )
-        if theirs.classes and ours.classes != theirs.classes:
-            raise InputError(
-                f"the guide has {len(theirs.classes)} classes that are not the run's "
-                f"{len(ours.classes)}; take a guide of the same data, or one without labels"
-            )
-        sigma = getattr(guide.run.model, "learn_sigma", False)
-        if sigma or _walk(self, size) != _walk(guide, size):
-            raise InputError(
-                "the guide's objective has another path or noise than the run's; take one that was "
-                "trained with the same"
-            )
-
-
-def _walk(trained: Trained, size: tuple[int, ...]) -> tuple[float, ...]:
-    """The path at a few times, and how strong its noise is: what two networks must agree on."""
-    objective, times = trained.run.objective, torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64)
-    path = torch.cat((objective.alpha(times), objective.sigma(times)))
-    return (*path.tolist(), objective.noise_strength(size))
 
 
 def load(
