@@ -24,22 +24,30 @@ def table(tmp_path, text):
 
 def test_a_table_of_pixels_is_read_from_the_top_left(tmp_path):
     path = table(tmp_path, "x,y,r,g,b\n3,1,255,0,127.5\n0,0,0,0,0\n")
-    known = read_pixels(path, 3, (4, 8))
+    known = read_pixels(path, 3, (4, 8)).given
     assert known.mask.nonzero()[:, 2:].tolist() == [[0, 0], [1, 3]]
     assert known.seen[0, :, 1, 3].tolist() == [1, -1, 0]
     unit = table(tmp_path, "y_unit,x_unit,r_unit,g_unit,b_unit\n1,0.4,1,0,0.5\n")
-    known = read_pixels(unit, 3, (4, 8))
+    known = read_pixels(unit, 3, (4, 8)).given
     assert known.mask.nonzero()[:, 2:].tolist() == [[3, 3]]
     assert known.seen[0, :, 3, 3].tolist() == [1, -1, 0]
-    grey = read_pixels(table(tmp_path, "x,y,v\n0,0,255\n"), 1, (2, 2))
+    grey = read_pixels(table(tmp_path, "x,y,v\n0,0,255\n"), 1, (2, 2)).given
     assert grey.seen[0, 0].tolist() == [[1, 0], [0, 0]]
+
+
+def test_a_pixel_that_is_told_of_twice_is_their_mean_and_counted(tmp_path):
+    path = table(tmp_path, "x,y,r,g,b\n0,0,0,0,10\n1,1,4,4,4\n0,0,255,0,20\n0,0,255,0,30\n")
+    found = read_pixels(path, 3, (4, 8))
+    assert found.repeated == 2 and int(found.given.mask.sum()) == 2
+    levels = (found.given.seen[0, :, 0, 0] + 1) * 127.5
+    torch.testing.assert_close(levels, torch.tensor([170.0, 0.0, 20.0]))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("x,y,r,g,b\n8,0,1,1,1\n", "line 2: x is 8, outside of the picture; it lies in 0 to 7"),
      ("x,y,r,g,b\n0,-1,1,1,1\n", "line 2: y is -1, outside of the picture"),
-     ("x,y,r,g,b\n0,0,1,1,1\n0,0,2,2,2\n", "line 3 gives pixel x 0, y 0 again"),
+     ("x,y,r,g,b\n0,0,0.5,1,0.2\n", "colours between 0 and 1 .*; name them r_unit"),
      ("x,y,r,g,b\n0.5,0,1,1,1\n", "x is 0.5; it is the whole number"),
      ("x,y,r,g,b\n0,0,256,1,1\n", "r is 256; it lies in 0 to 255"),
      ("x,y,r,g,b\n0,0,red,1,1\n", "r is 'red'; it must be a number"),

@@ -10,6 +10,7 @@ import typer
 
 from pointillist.cli_data import data_app
 from pointillist.cli_judge import judge_app
+from pointillist.cli_reconstruct import reconstruct_app
 from pointillist.cli_words import SAMPLERS, AsJson, Overrides, parse_interval
 from pointillist.types import InputError, parse_size
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Diffusion transformers on pixels themselves, with no autoencoder in between.",
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.add_typer(reconstruct_app)
 app.add_typer(judge_app)  # without a name: evaluate and compare are commands of their own
 
 Source = Annotated[
@@ -135,7 +137,7 @@ def sample(
     )  # fmt: skip
     known = None
     if hints is not None:
-        known = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size)
+        known = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size).given
     begun = time.perf_counter()
     with Drawing(count) as drawing:
         found = trained.answer(ask, progress=drawing, known=known)

@@ -1,11 +1,14 @@
 """What is known beforehand, checked once and put onto the grid that is asked for."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from pointillist.layers.observations import whole_pixels
+from pointillist.measure import Chain, Mask, Measure, area
 from pointillist.models.door import gather_on_grid
 from pointillist.types import Given, InputError
 
@@ -51,8 +54,144 @@ def on_grid(
     return torch.where(mask, known.seen, 0), mask
 
 
+class Known(NamedTuple):
+    """What is known of every picture of a request, checked, on the CPU.
+
+    `seen` and `mask` are what a network is shown, on the grid of the picture or another one of its
+    aspect ratio; None where only the measurement is known.
+    """
+
+    measure: Measure
+    y: Tensor
+    seen: Tensor | None = None
+    mask: Tensor | None = None
+
+    def rows(self, which: Tensor, device: torch.device | None = None) -> "Known":
+        """Those of some pictures, on the device of a walk."""
+        seen, mask = (None if v is None else v[which].to(device) for v in (self.seen, self.mask))
+        return Known(self.measure.rows(which), self.y[which].to(device), seen, mask)
+
+    def begin(self, like: Tensor) -> Tensor:
+        """What a walk begins with beside its noise: what is known of single places, else grey."""
+        if self.seen is None or self.mask is None or self.seen.shape[2:] != like.shape[2:]:
+            return torch.zeros_like(like)
+        return torch.where(self.mask, self.seen, 0)
+
+    def within(self, size: tuple[int, ...]) -> bool:
+        """Whether single places of a picture of `size` are known."""
+        return self.seen is not None and tuple(self.seen.shape[2:]) == size
+
+
+def known_of(known: object, count: int, channels: int, size: tuple[int, ...]) -> Known:
+    """What is known of `count` pictures of `size`: a `Given`, or a pair (measure, y).
+
+    Gridded values on a coarser grid are means over its cells. InputError where anything does not
+    fit.
+    """
+    if isinstance(known, Known):
+        return known
+    if isinstance(known, tuple) and not isinstance(known, Given):
+        return _measured(known, count, channels, size)
+    seen = known.seen if isinstance(known, Given) else None
+    seen = None if seen is None else _tensor("seen", seen)
+    there = size if seen is None else tuple(seen.shape[2:])
+    if not isinstance(known, Given) or len(there) != len(size) or there == size:
+        seen, mask = on_grid(known, count, channels, size)
+        return Known(Mask(mask), seen, seen, mask)
+    if known.at is not None:
+        raise InputError(
+            f"seen lies on {_times(there)} cells, the pictures have {_times(size)}, and points are "
+            f"given too; give the grid's values or the points"
+        )
+    skew = any(n * size[0] != there[0] * m for n, m in zip(there, size, strict=True))
+    if skew or there > size:
+        raise InputError(
+            f"seen lies on {_times(there)} cells, the pictures have {_times(size)}; give it on the "
+            f"same grid or a coarser one of the same aspect ratio, or ask for another size"
+        )
+    seen, mask = on_grid(known, count, channels, there)
+    measure = area(size, there)
+    return Known(measure if mask.all() else Chain(measure, Mask(mask)), seen, seen, mask)
+
+
+def _measured(known: tuple[Any, ...], count: int, channels: int, size: tuple[int, ...]) -> Known:
+    """A measurement and its outcome, one row a picture or one for all."""
+    measure, y = known if len(known) == 2 else (None, None)
+    y = _tensor("y", y)
+    if not isinstance(measure, Measure) or y is None:
+        raise InputError("known is a tuple; give pointillist.Given(seen=, mask=), or a pair of a "
+                         "measure of pointillist.measure and its outcome")  # fmt: skip
+    if y.dim() < 2 or y.shape[0] not in (1, count) or not y.isfinite().all():
+        raise InputError(
+            f"y has shape {_times(y.shape)} for {count} pictures; give finite values, one row for "
+            f"each picture or one for all"
+        )
+    y = y.float().expand(count, *y.shape[1:])
+    made = measure.rows(torch.arange(1))(torch.zeros(1, channels, *size))
+    if made.shape[1:] != y.shape[1:]:
+        raise InputError(
+            f"y has {_times(y.shape[1:])} values a picture, its measure makes "
+            f"{_times(made.shape[1:])} of pictures of {_times(size)}; give what it makes"
+        )
+    return Known(measure, y)
+
+
+FIRST_MASK = 1000
+
+
+def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tuple[Given, bool]:
+    """Arrays of numbers as what is known, and whether they tell of one picture without a batch.
+
+    `values` are `c *space` or `b c *space` with a mask of as many axes or of the grid alone, or
+    `c m` or `b c m` with `at`, `m s` or `b m s`. 8-bit levels become [-1, 1]; NaN is "not known".
+    """
+    values = _tensor("values", values)
+    if values is None:
+        raise InputError("values is None; give the known values, `c h w` or with pictures first")
+    if values.dtype == torch.uint8:
+        values = values.float() / 127.5 - 1
+    inner = 2 if at is not None else axes + 1
+    one = values.dim() == inner
+    if values.dim() not in (inner, inner + 1):
+        raise InputError(
+            f"values has shape {_times(values.shape)}; give {inner} axes for one picture, channels "
+            f"first, or {inner + 1} for several"
+        )
+    values = values[None] if one else values
+    if at is not None:
+        if mask is not None:
+            raise InputError("mask is given with at; leave one of them out, NaN is not known")
+        at = _tensor("at", at)
+        return Given(at=at[None] if at.dim() == 2 else at, value=values), one
+    mask = _tensor("mask", mask)
+    if mask is None:
+        return Given(seen=values, mask=values.isfinite().all(1, keepdim=True)), one
+    if mask.dtype != torch.bool:
+        if not ((mask == 0) | (mask == 1)).all():
+            wrong = mask[(mask != 0) & (mask != 1)].flatten()[0]
+            raise InputError(f"mask holds {float(wrong):g}; it is 0 or 1, 1 where known")
+        mask = mask.bool()
+    if mask.dim() == axes:
+        mask = mask[None, None]
+    elif mask.dim() == axes + 1:
+        mask = mask[None] if one else mask[:, None]
+    return Given(seen=values, mask=mask), one
+
+
+def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tensor, "*space"]:
+    """Which pixels of held-out picture `index` are known."""
+    cells = int(np.prod(size))
+    mask = np.zeros(cells, dtype=bool)
+    order = np.random.default_rng(FIRST_MASK + index).permutation(cells)
+    mask[order[: round(share * cells)]] = True
+    return torch.from_numpy(mask).view(size)
+
+
 def rows_of(known: object) -> int:
-    """How many pictures a `Given` tells of; what is wrong with it, `on_grid` says."""
+    """How many pictures are told of; what is wrong with them, `known_of` says."""
+    if isinstance(known, tuple) and not isinstance(known, Given):
+        part = known[-1] if known else None
+        return int(part.shape[0]) if isinstance(part, Tensor) and part.dim() else 1
     if not isinstance(known, Given):
         return 1
     rows = known.seen if known.seen is not None else known.at

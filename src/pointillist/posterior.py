@@ -35,6 +35,13 @@ class RunningMoments:
         self.count, self.dtype = total, draws.dtype
         return self
 
+    def first(self) -> "RunningMoments":
+        """Those of the first picture alone."""
+        one = RunningMoments()
+        one.count, one.dtype = self.count, self.dtype
+        one.mean, one._squares = self.mean[0], self._squares[0]
+        return one
+
     @property
     def variance(self) -> Tensor:
         """Over K - 1, hence unbiased; InputError for a single draw."""
@@ -56,6 +63,12 @@ class Posterior:
         if not moments.count:
             raise InputError("draws is 0; a posterior needs 1 or more")
         self.moments, self.hidden, self._draws = moments, hidden, draws
+
+    def first(self) -> "Posterior":
+        """The posterior of the first picture alone, without the axis of pictures."""
+        moments, hidden = self.moments.first(), self.hidden
+        draws = None if self._draws is None else self._draws[:, 0]
+        return Posterior(moments, draws, None if hidden is None else hidden[0])
 
     @classmethod
     def of(cls, draws: Tensor, hidden: Tensor | None = None) -> "Posterior":

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pointillist.consistent import Consistency
 from pointillist.guidance import GuidanceConfig, label_number
 from pointillist.types import InputError, config
 
@@ -29,6 +30,8 @@ class Ask:
     seed: int = 0
     batch: int = 64
     dtype: str = "float32"
+    consistency: Consistency | None = None
+    noise: float = 0.0  # standard deviation of what is known, in the picture's units of [-1, 1]
 
 
 def ask_of(fields: dict[str, Any]) -> Ask:
@@ -45,7 +48,7 @@ def ask_of(fields: dict[str, Any]) -> Ask:
         if not isinstance(size, list | tuple):
             raise InputError(f"size is {size!r}; give one whole number an axis, as (32, 32)")
         kept["size"] = tuple(_whole("size", n) for n in size)
-    for name in ("guidance", "rescale"):
+    for name in ("guidance", "rescale", "noise"):
         value = kept.get(name)
         if isinstance(value, bool) or not isinstance(value, Real | GuidanceConfig | None):
             raise InputError(f"{name} is {value!r}; it must be a number")

@@ -18,24 +18,28 @@ from pointillist.guidance import (
     classifier_free,
     label_number,
     network_field,
-    pinned,
 )
-from pointillist.known import on_grid, rows_of
+from pointillist.known import Known, given_of, known_of, rows_of
+from pointillist.measure import Measure
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.references import asked_guidance, check_guide, check_reference
 from pointillist.request import Ask, Samples, ask_of, labels_of, plain_label
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
-from pointillist.samplers import SAMPLERS, STOCHASTIC, Watch
+from pointillist.samplers import Watch
 from pointillist.settings import check_sampler
 from pointillist.snapshots import parse_ema, read_weights
 from pointillist.tasks import show
 from pointillist.types import Given, InputError, Spec
+from pointillist.walk import Walk, evaluated
 
 NEVER_WITHOUT = (
     "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
 )
+
+
+Observed = Given | Known | tuple[Measure, Tensor]
 
 
 class Origin(NamedTuple):
@@ -71,7 +75,7 @@ class Trained:
         count: int = 16,
         label: Any = None,
         *,
-        known: Given | None = None,
+        known: Observed | None = None,
         guide: "Trained | None" = None,
         watch: Watch | None = None,
         **ask: Any,
@@ -80,7 +84,8 @@ class Trained:
 
         `known` holds pixels that are known, as `Given(seen=, mask=)` on the picture's grid or
         `Given(at=, value=)` at points (row, column), [-1, -1] the top left corner; they come back
-        unchanged.
+        unchanged. On a coarser grid they are means over its cells. A pair (measure, y) is any
+        linear measurement (`pointillist.measure`) with its outcome, which no network is shown.
 
         `guide` is a weaker network to lead away from (autoguidance), in the place of one without
         labels.
@@ -93,7 +98,7 @@ class Trained:
 
     def posterior(
         self,
-        known: Given,
+        known: Observed,
         draws: int = 19,
         label: Any = None,
         *,
@@ -117,7 +122,8 @@ class Trained:
         count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
         request = ask_of(ask)
-        seen, mask = on_grid(known, count, self.spec.channels, request.size or self.spec.size)
+        size = request.size or tuple(self.spec.size)
+        every = known_of(known, count, self.spec.channels, size)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
         moments, kept = RunningMoments(), []
@@ -130,10 +136,7 @@ class Trained:
                     request, count=some * count,
                     label=None if labels is None else tuple(labels.tolist()) * some,
                 ),
-                known=Given(
-                    seen=seen.repeat(some, *[1] * (seen.dim() - 1)),
-                    mask=mask.repeat(some, *[1] * (mask.dim() - 1)),
-                ),
+                known=every.rows(torch.arange(count).repeat(some)),
                 # The picture in the lower half of the number, the draw in the upper.
                 numbers=(number[:, None] * 2**32 + pictures).flatten(),
             )  # fmt: skip
@@ -142,7 +145,56 @@ class Trained:
             kept.extend([x] * keep)
             if progress is not None:
                 progress((start + some) * count)
-        return Posterior(moments, torch.cat(kept) if keep else None, ~mask)
+        hidden = ~every.mask if every.mask is not None and every.within(size) else None
+        return Posterior(moments, torch.cat(kept) if keep else None, hidden)
+
+    def reconstruct(
+        self,
+        values: Any,
+        mask: Any = None,
+        *,
+        at: Any = None,
+        draws: int = 19,
+        label: Any = None,
+        **ask: Any,
+    ) -> Posterior:
+        """The posterior of one picture (`c *space`) or several (`b c *space`) of what is known.
+
+        `values` are numbers in [-1, 1] or 8-bit levels, on the grid or at points `at`; `mask` is
+        true where they are known. NaN is "not known". Fields of `Ask` by name: `size` asks for a
+        finer grid, of which a value is then the mean over its cell; `noise` states the standard
+        deviation of the values, which then need not come back as they are.
+        """
+        given, one = given_of(values, mask, at, len(self.spec.size))
+        if given.seen is not None:
+            ask.setdefault("size", tuple(given.seen.shape[2:]))
+        post = self.posterior(given, draws, label, **ask)
+        return post.first() if one else post
+
+    def upscale(
+        self,
+        image: Any,
+        size: tuple[int, ...] | None = None,
+        scale: int | None = None,
+        *,
+        draws: int = 1,
+        **ask: Any,
+    ) -> Tensor:
+        """One picture (`c *space`) or several on a finer grid, of `size` or `scale` times as fine.
+
+        The mean of `draws`: one draw is sharp, the mean of many is nearest to the truth. Area means
+        of the answer are the picture that was given.
+        """
+        given, _ = given_of(image, None, None, len(self.spec.size))
+        assert given.seen is not None
+        there = tuple(given.seen.shape[2:])
+        if (size is None) == (scale is None):
+            raise InputError("give either size or scale")
+        wanted = size or tuple(n * (scale or 1) for n in there)
+        if wanted == there or any(n < m for n, m in zip(wanted, there, strict=True)):
+            raise InputError(f"size is {'x'.join(map(str, wanted))}, the picture has "
+                             f"{'x'.join(map(str, there))}; ask for a finer grid")  # fmt: skip
+        return self.reconstruct(image, draws=draws, size=wanted, **ask).mean
 
     @torch.no_grad()
     def answer(
@@ -150,7 +202,7 @@ class Trained:
         ask: Ask,
         watch: Watch | None = None,
         progress: Callable[[int], None] | None = None,
-        known: Given | None = None,
+        known: Observed | None = None,
         guide: "Trained | None" = None,
         numbers: Tensor | None = None,
     ) -> Samples:
@@ -161,19 +213,16 @@ class Trained:
         size, sampler, times, guidance, guide = self.prepare(ask, guide)
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
-        seen = mask = None
-        if known is not None:
-            seen, mask = on_grid(known, ask.count, self.spec.channels, size)
-        elif self._needs_hints(guide):
-            raise InputError(NEVER_WITHOUT)
-        if mask is not None and not mask.flatten(1).any(1).all() and self._needs_hints(guide):
-            raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
+        every = None if known is None else known_of(known, ask.count, self.spec.channels, size)
+        self._check_known(every, ask, guide)
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
             given = Given(label=None if labels is None else labels[index].to(self.device))
-            if seen is not None and mask is not None:
-                given = show(given, seen[index].to(self.device), mask[index].to(self.device))
+            part = None if every is None else every.rows(index, self.device)
+            if part is not None and part.seen is not None and self._shows(ask):
+                assert part.mask is not None
+                given = show(given, part.seen, part.mask)
             count = Count()
             try:
                 # Drawn where the network is, as in training, unless there is no float64 there.
@@ -182,18 +231,15 @@ class Trained:
                 shape = (self.spec.channels, *size)
                 noise = self._noise(draw, shape)
                 # What is known begins on its own path; the rest of a picture is taken as grey.
-                begin = torch.zeros_like(noise) if given.seen is None else given.seen
+                begin = torch.zeros_like(noise) if part is None else part.begin(noise)
                 at = torch.zeros(index.shape[0], device=self.device)
                 begin = self.run.objective.mix(begin, noise, at)
                 with autocast(self.device, ask.dtype):
                     field = self._field(given, size, guidance, count, guide)
-                    if given.seen is not None and given.mask is not None:
-                        steady = None if sampler in STOCHASTIC else noise
-                        field = pinned(field, given.seen, given.mask, steady)
-                    x = SAMPLERS[sampler](
-                        field, begin, times, watch=watch,
-                        noise=functools.partial(self._noise, draw, shape),
-                    )  # fmt: skip
+                field = evaluated(field, self.device, ask.dtype)
+                walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
+                            functools.partial(self._noise, draw, shape), watch)  # fmt: skip
+                x = walk(field, begin, noise, part, ask.noise)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -203,10 +249,7 @@ class Trained:
                     f"{index.shape[0]} of {'x'.join(map(str, size))} pixels at once do not fit "
                     f"into the memory of {self.device}; {remedy}"
                 ) from None
-            x = x.float().cpu()
-            if seen is not None and mask is not None:
-                x = torch.where(mask[index], seen[index], x)
-            parts.append(x)
+            parts.append(x.float().cpu())
             nfe = count.nfe
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))
@@ -240,6 +283,22 @@ class Trained:
         """What a walk begins with, or adds in a step: a function of seed, picture and step."""
         purpose = "sample" if step is None else f"step {step}"
         return self.run.objective.noise(draw, shape, purpose).to(self.device)  # no copy at home
+
+    def _shows(self, ask: Ask) -> bool:
+        """Whether the network is shown what is known; where it takes nothing, who names a way to
+        make the walk agree with it does not expect that."""
+        return self.network.takes.observations != "none" or ask.consistency is None
+
+    def _check_known(self, every: Known | None, ask: Ask, guide: "Trained | None") -> None:
+        """InputError where a network would be asked without hints that always had some."""
+        if ask.noise and every is None:
+            raise InputError(f"noise is {ask.noise:g}, but nothing is known that it could lie on")
+        if not self._needs_hints(guide):
+            return
+        if every is None or every.mask is None:
+            raise InputError(NEVER_WITHOUT)
+        if not every.mask.flatten(1).any(1).all():
+            raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
 
     def _needs_hints(self, guide: "Trained | None") -> bool:
         """Whether this network, or its guide, was never trained without hints."""

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from pointillist.consistent import Consistency, ProjectionConfig
 from pointillist.engine.device import Precision
 from pointillist.engine.ema import WIDEST
 from pointillist.engine.track import TrackerName
@@ -86,7 +87,8 @@ class SampleConfig:
 
     `steps` times are spaced by `grid` and then moved by `shift`, in the path's own t, where
     `objective.shift` goes by the noise unless training times are uniform; `times` is a grid of
-    one's own in the place of all three.
+    one's own in the place of all three. `consistency` is how a walk is made to agree with what is
+    known: pixels that the network was shown stay as they are, whichever is chosen but `none`.
     """
 
     sampler: str = "heun"
@@ -95,6 +97,7 @@ class SampleConfig:
     grid: str = "uniform"
     times: tuple[float, ...] = ()
     guidance: GuidanceConfig = GuidanceConfig()
+    consistency: Consistency = ProjectionConfig()
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler)

@@ -3,8 +3,11 @@
 import csv
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pointillist.types import Given, InputError
 
@@ -12,11 +15,19 @@ COLOURS = {1: ("v",), 3: ("r", "g", "b")}
 UNIT = "_unit"
 
 
-def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
+class Pixels(NamedTuple):
+    """Known pixels of one picture, and how many lines told of a pixel again."""
+
+    given: Given
+    repeated: int = 0
+
+
+def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Pixels:
     """(seen, mask) of one picture of `size` = (h, w) from a CSV file.
 
     Columns x and y count pixels from the top left, r, g, b (grey: v) run from 0 to 255; a name that
-    ends in `_unit` runs from 0 to 1. InputError names the line and what is wrong with it.
+    ends in `_unit` runs from 0 to 1. Of lines that tell of one pixel the mean is taken. InputError
+    names the line and what is wrong with it.
     """
     if len(size) != 2 or channels not in COLOURS:
         raise InputError(f"{path}: known pixels are read for grey or colour pictures only")
@@ -41,7 +52,7 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
             )
         names[wanted] = there[0]
     h, w = size
-    places: dict[tuple[int, int], tuple[float, ...]] = {}
+    places: dict[tuple[int, int], list[tuple[float, ...]]] = {}
     try:
         for row in rows:
             where = f"{path}, line {rows.line_num}"
@@ -51,20 +62,30 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Given:
                 )
             column = _cell(row, names["x"], w, where)
             line = _cell(row, names["y"], h, where)
-            if (line, column) in places:
-                raise InputError(f"{where} gives pixel x {column}, y {line} again; keep one")
-            places[line, column] = tuple(
-                _level(row, names[colour], where) for colour in COLOURS[channels]
-            )
+            colours = tuple(_level(row, names[colour], where) for colour in COLOURS[channels])
+            places.setdefault((line, column), []).append(colours)
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num} is not CSV: {error}") from None
     if not places:
         raise InputError(f"{path} holds no pixel; each line after the first gives one")
+    means: Float[Tensor, "k c"] = torch.stack([torch.tensor(v).mean(0) for v in places.values()])
+    _check_scale(path, means, [names[colour] for colour in COLOURS[channels]])
     line_of, column_of = torch.tensor(list(places)).T
     seen, mask = torch.zeros(1, channels, h, w), torch.zeros(1, 1, h, w, dtype=torch.bool)
-    seen[0, :, line_of, column_of] = torch.tensor(list(places.values())).T
+    seen[0, :, line_of, column_of] = means.T
     mask[0, 0, line_of, column_of] = True
-    return Given(seen=seen, mask=mask)
+    return Pixels(Given(seen=seen, mask=mask), sum(map(len, places.values())) - len(places))
+
+
+def _check_scale(path: Path, means: Float[Tensor, "k c"], names: list[str]) -> None:
+    """InputError where all colours of 0 to 255 lie in [0, 1] and are no whole numbers."""
+    levels = (means + 1) * 127.5
+    whole = (levels - levels.round()).abs() < 1e-3
+    if not any(name.endswith(UNIT) for name in names) and levels.max() <= 1 and not whole.all():
+        raise InputError(
+            f"{path} has colours between 0 and 1 in columns {', '.join(names)}, which run from 0 "
+            f"to 255; name them {', '.join(name + UNIT for name in names)} if 1 is white"
+        )
 
 
 def _number(row: dict[str, str | None], name: str, where: str) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,6 +19,7 @@ from pointillist.engine.device import memory_in_use
 from pointillist.evaluation.generated import Progress
 from pointillist.evaluation.parts import Parts
 from pointillist.evaluation.plan import Plan
+from pointillist.known import protocol_mask
 from pointillist.metrics.interval import Score, bootstrap, bootstrap_mean
 from pointillist.metrics.names import RESTORED, Metric
 from pointillist.metrics.pixel import lpips, psnr, ssim
@@ -36,7 +36,6 @@ from pointillist.sample import Trained
 from pointillist.types import Given
 from pointillist.validation import held_out
 
-FIRST_MASK = 1000
 PORTION = 25  # pictures to a part
 SHOWN = 8
 
@@ -49,15 +48,6 @@ class Restored(NamedTuple):
     ranks: list[float]  # of the truth among the draws, as `rank_histogram` counts them
     reliability: Reliability
     speed: dict[str, float]
-
-
-def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tensor, "*space"]:
-    """Which pixels of held-out picture `index` are known."""
-    cells = int(np.prod(size))
-    mask = np.zeros(cells, dtype=bool)
-    order = np.random.default_rng(FIRST_MASK + index).permutation(cells)
-    mask[order[: round(share * cells)]] = True
-    return torch.from_numpy(mask).view(size)
 
 
 def restore(

@@ -1,0 +1,171 @@
+"""Words to verbs, for pictures of which something is known: reconstruct and upscale."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pointillist.cli_words import SAMPLERS, AsJson
+from pointillist.types import InputError, parse_size
+
+reconstruct_app = typer.Typer()
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Draws = Annotated[int, typer.Option(help="Draws from the posterior of each picture.")]
+Size = Annotated[str | None, typer.Option(help="HxW of the answer.")]
+Label = Annotated[str | None, typer.Option(help="Class by number or name (default: none known).")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.")]
+SamplerName = Annotated[str | None, typer.Option(help=f"One of {SAMPLERS}.")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
+Ema = Annotated[
+    str | None, typer.Option(help="Which average: a decay, power:WIDTH, or 0 for the weights.")
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help="One seed; draw j of picture i is (seed, i, j).")]
+Portion = Annotated[int, typer.Option(help="Draws at once.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+@reconstruct_app.command()
+def reconstruct(
+    run: RunFolder,
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT...", help="Pictures.")
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="This share of the pixels is seen, at random.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture: seen where it is white, asked where black.")
+    ] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="CSV of seen pixels: x,y,r,g,b, from the top left.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(help="Standard deviation of what is seen, in [-1, 1]; 0: exact.")
+    ] = 0.0,
+    draws: Draws = 9,
+    interval: Annotated[
+        float | None, typer.Option(help="Also write the ends of this level, as 0.8.")
+    ] = None,
+    size: Size = None,
+    label: Label = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    guidance: Guidance = None,
+    ema: Ema = None,
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    batch: Portion = 64,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out/reconstruct"),
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole picture from some of its pixels: mean, spread and draws."""
+    from pointillist.reconstruct import kept, masked, pointed
+    from pointillist.sample import load
+
+    ways = {"--keep": keep, "--mask": mask, "--points": points}
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise InputError(
+            f"{' and '.join(chosen) or 'none of --keep, --mask, --points'} given; give one of them"
+        )
+    files = inputs or []
+    if points is None and not files:
+        raise InputError(f"no INPUT is given; {chosen[0]} needs a picture")
+    if points is not None and len(files) > 1:
+        raise InputError(f"{len(files)} inputs are given; --points tells of one picture")
+    trained = load(run, ema, device)
+    wanted = parse_size(size) if size else None
+    questions = []
+    for i, file in enumerate(files or [None]):
+        if points is not None:
+            there = wanted or tuple(trained.spec.size)
+            questions.append(pointed(points, trained.spec, there, file))
+        elif keep is not None:
+            questions.append(kept(file, trained.spec, keep, i))  # type: ignore[arg-type]
+        else:
+            questions.append(masked(file, trained.spec, mask))  # type: ignore[arg-type]
+    _draw(
+        trained, questions, wanted, draws, out, as_json, interval=interval, noise=noise,
+        label=_label(label, trained), steps=steps, sampler=sampler, guidance=guidance, dtype=dtype,
+        seed=seed, batch=batch,
+    )  # fmt: skip
+
+
+@reconstruct_app.command()
+def upscale(
+    run: RunFolder,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures.")],
+    size: Size = None,
+    scale: Annotated[int | None, typer.Option(help="This many times as fine.")] = None,
+    draws: Draws = 4,
+    label: Label = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    guidance: Guidance = None,
+    ema: Ema = None,
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    batch: Portion = 64,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out/upscale"),
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pictures on a finer grid; the means over its boxes are the picture that was given."""
+    from pointillist.reconstruct import coarse
+    from pointillist.sample import load
+
+    if (size is None) == (scale is None):
+        raise InputError("give either --size or --scale")
+    if scale is not None and scale < 2:
+        raise InputError(f"--scale is {scale}; it is 2 or more")
+    trained = load(run, ema, device)
+    questions = [coarse(file, trained.spec) for file in inputs]
+    wanted = parse_size(size) if size else None
+    for file, question in zip(inputs, questions, strict=True):
+        there = tuple(question.seen.shape[2:])
+        finer = wanted or tuple(n * (scale or 1) for n in there)
+        if finer == there or any(n < m for n, m in zip(finer, there, strict=True)):
+            raise InputError(f"--size is {size}, but {file} has {'x'.join(map(str, there))} "
+                             f"pixels; ask for more")  # fmt: skip
+    for question in questions:
+        finer = wanted or tuple(n * (scale or 1) for n in question.seen.shape[2:])
+        folder = out if len(questions) == 1 else out / question.name
+        _draw(
+            trained, [question], finer, draws, folder, as_json, label=_label(label, trained),
+            steps=steps, sampler=sampler, guidance=guidance, dtype=dtype, seed=seed, batch=batch,
+        )  # fmt: skip
+
+
+def _label(text: str | None, trained: Any) -> Any:
+    """A class by name or number; -1, no label, where a run has classes and none is said."""
+    return -1 if text is None and trained.spec.classes else text
+
+
+def _draw(
+    trained: Any, questions: list[Any], size: Any, draws: int, out: Path, as_json: bool, **ask: Any
+) -> None:
+    from pointillist.console import Drawing
+    from pointillist.engine.checkpoint import check_writable
+    from pointillist.reconstruct import reconstruct as draw
+
+    check_writable(out / "mean.png")
+    begun = time.perf_counter()
+    with Drawing(draws * len(questions)) as drawing:
+        made = draw(trained, questions, size, draws, out, progress=drawing, **ask)
+    seconds = round(time.perf_counter() - begun, 2)
+    if as_json:
+        print(json.dumps({"pictures": made, "seconds": seconds}))
+        return
+    for facts in made:
+        scores = "".join(
+            f", {name} {facts[name]:.4g}"
+            for name in ("psnr", "psnr_whole", "ssim", "crps") if name in facts
+        )  # fmt: skip
+        print(f"{facts['input']}: {facts['observed']:,} of {facts['of']:,} pixels seen, "
+              f"{facts['draws']} draws{scores}, in {facts['out']}")  # fmt: skip
+    print(f"{seconds:.1f} s")

@@ -1,0 +1,178 @@
+"""Pictures from files and back: what is known of them, what was drawn, how near it came."""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from pointillist.data.decode import decode
+from pointillist.data.known_pixels import read_pixels
+from pointillist.engine.checkpoint import write_text
+from pointillist.evaluation.restored import score_each
+from pointillist.known import protocol_mask
+from pointillist.layers.observations import regrid
+from pointillist.pictures import contact_sheet, save_png
+from pointillist.posterior import Posterior
+from pointillist.sample import Trained
+from pointillist.tasks import read_mask
+from pointillist.types import Given, InputError, Spec
+
+WINDOW = 11  # of SSIM
+SPREAD = 0.5  # the standard deviation that is drawn white
+
+
+class Question(NamedTuple):
+    """One picture to reconstruct: what is seen of it, and the picture itself where it is known."""
+
+    name: str
+    seen: Float[Tensor, "1 c h w"]
+    mask: Bool[Tensor, "1 1 h w"]
+    truth: Float[Tensor, "1 c h w"] | None = None
+
+
+def read_picture(path: Path, spec: Spec) -> Float[Tensor, "1 c h w"]:
+    """A picture at its own size, in [-1, 1]; InputError where the run cannot have such a one."""
+    if len(spec.size) != 2 or spec.channels not in (1, 3):
+        raise InputError(f"{path}: the run has {spec.channels} channels on {len(spec.size)} axes, "
+                         f"and pictures are grey or colour on two")  # fmt: skip
+    try:
+        with Image.open(path) as opened:
+            size = (opened.height, opened.width)
+            clear = "A" in opened.getbands() or "transparency" in opened.info
+            turned = opened.getexif().get(0x0112, 1) in range(5, 9)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}") from None
+    if clear:
+        raise InputError(
+            f"{path} has an alpha channel, and a colour under it that no one sees; flatten it first"
+        )
+    size = size[::-1] if turned else size
+    try:
+        found = decode(path, size, spec.channels, "crop", True)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return torch.from_numpy(found.x)[None].float() / 127.5 - 1
+
+
+def kept(path: Path, spec: Spec, share: float, index: int) -> Question:
+    """A share of the picture's pixels is seen: those of the sparse protocol for its number."""
+    if not 0 < share <= 1:
+        raise InputError(f"--keep is {share:g}; it lies in (0, 1]")
+    truth = read_picture(path, spec)
+    size = tuple(truth.shape[2:])
+    if not round(share * size[0] * size[1]):
+        raise InputError(
+            f"--keep is {share:g}, which of {size[0] * size[1]:,} pixels is none; raise it"
+        )
+    mask = protocol_mask(index, size, share)[None, None]
+    return Question(path.stem, torch.where(mask, truth, 0), mask, truth)
+
+
+def masked(path: Path, spec: Spec, mask_file: Path) -> Question:
+    """The picture is seen where the mask is white."""
+    truth = read_picture(path, spec)
+    mask = read_mask(mask_file, tuple(truth.shape[2:]))[None, None]
+    return Question(path.stem, torch.where(mask, truth, 0), mask, truth)
+
+
+def pointed(table: Path, spec: Spec, size: tuple[int, ...], truth: Path | None) -> Question:
+    """The pixels of a table are seen, on a picture of `size` or of the size of `truth`."""
+    whole = None if truth is None else read_picture(truth, spec)
+    found = read_pixels(table, spec.channels, size if whole is None else tuple(whole.shape[2:]))
+    assert found.given.seen is not None and found.given.mask is not None
+    return Question(table.stem, found.given.seen, found.given.mask, whole)
+
+
+def coarse(path: Path, spec: Spec) -> Question:
+    """The whole picture is seen, on a grid that is coarser than the one asked for."""
+    seen = read_picture(path, spec)
+    return Question(path.stem, seen, torch.ones_like(seen[:, :1], dtype=torch.bool))
+
+
+def reconstruct(
+    trained: Trained,
+    questions: Sequence[Question],
+    size: tuple[int, ...] | None,
+    draws: int,
+    out: Path,
+    interval: float | None = None,
+    progress: Callable[[int], None] | None = None,
+    **ask: Any,
+) -> list[dict[str, Any]]:
+    """Draw from the posterior of each question and write what came of it; facts, one a question.
+
+    `OUT/` (or `OUT/NAME/` of several) gets observed.png, mean.png, std.png (white at 0.5 of the
+    range [-1, 1]), draw_00.png and so on, triptych.png (observed, mean, truth or a draw), with
+    `interval` the ends of that level as low.png and high.png, and facts.json with PSNR over hidden
+    pixels, SSIM and CRPS where the truth is known.
+    """
+    names = [question.name for question in questions]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two inputs are named {twice}; rename one, their results would mix")
+    made = []
+    for number, question in enumerate(questions):
+        there = tuple(question.seen.shape[2:])
+        wanted = size or there
+        post = trained.posterior(
+            Given(seen=question.seen, mask=question.mask), draws, first=number, size=wanted,
+            progress=progress and functools.partial(_of_all, progress, number * draws),
+            **ask,
+        )  # fmt: skip
+        folder = out if len(questions) == 1 else out / question.name
+        facts: dict[str, Any] = {
+            "input": question.name, "observed": int(question.mask.sum()),
+            "of": question.mask.numel(), "size": list(wanted), "draws": draws, "out": str(folder),
+        }  # fmt: skip
+        facts |= judged(post, question, wanted)
+        write(folder, post, question, wanted, interval)
+        write_text(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
+        made.append(facts)
+    return made
+
+
+def _of_all(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def judged(post: Posterior, question: Question, size: tuple[int, ...]) -> dict[str, float]:
+    """PSNR over hidden pixels, SSIM and fair CRPS against the truth, where it has that size."""
+    truth = question.truth
+    if truth is None or tuple(truth.shape[2:]) != size or question.mask.all():
+        return {}
+    slow = ("ssim",) if min(size) >= WINDOW else ()
+    draws = post.draws.clamp(-1, 1)
+    if draws.shape[0] < 2:  # one draw has no spread; its error stands for the mean's
+        draws = draws.repeat(2, *[1] * (draws.dim() - 1))
+        found = score_each(draws, truth, ~question.mask, slow)
+        return {name: float(found[name]) for name in ("psnr", "psnr_whole", *slow)}
+    found = score_each(draws, truth, ~question.mask, slow)
+    return {name: float(found[name]) for name in ("psnr", "psnr_whole", *slow, "crps")}
+
+
+def write(
+    folder: Path, post: Posterior, question: Question, size: tuple[int, ...], level: float | None
+) -> None:
+    """The pictures of one posterior."""
+    seen, density = regrid(question.seen, question.mask.float(), size)
+    grey = torch.where(density > 0, seen, 0)
+    shown = {"observed": grey, "mean": post.mean}
+    if post.count > 1:
+        shown["std"] = post.std.mean(1, keepdim=True) / SPREAD * 2 - 1
+    if level is not None:
+        for name, end in zip(("low", "high"), post.interval(level), strict=True):
+            shown[name] = torch.as_tensor(end)
+    for i, draw in enumerate(post.draws):
+        shown[f"draw_{i:02d}"] = draw
+    for name, picture in shown.items():
+        save_png(contact_sheet(picture), folder / f"{name}.png")
+    last = question.truth
+    if last is None or tuple(last.shape[2:]) != size:
+        last = post.draws[0]
+    save_png(contact_sheet(torch.cat((grey, post.mean, last)), 3), folder / "triptych.png")
