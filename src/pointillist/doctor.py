@@ -16,7 +16,7 @@ from pointillist.version import __version__, commit
 
 PACKAGES = (
     "torch", "numpy", "pillow", "safetensors", "pydantic", "rich", "pyyaml", "einops",
-    "jaxtyping", "typer",
+    "jaxtyping", "typer", "scipy",
 )  # fmt: skip
 
 
