@@ -20,7 +20,7 @@ Sources: Karras et al. 2206.00364 (Heun with a last Euler step, so do JiT 2511.1
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,16 +34,7 @@ Noise = Callable[[int], Tensor] | None
 Watch = Callable[[int, float, Tensor, Estimate | None], Any]
 
 
-class Sampler(Protocol):
-    def __call__(
-        self,
-        field: Velocity,
-        x: Tensor,
-        times: Times,
-        *,
-        noise: Noise = None,
-        watch: Watch | None = None,
-    ) -> Tensor: ...
+Sampler = Callable[..., Tensor]  # of (field, x, times, *, noise=None, watch=None)
 
 
 # Times.

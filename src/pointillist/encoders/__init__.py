@@ -4,8 +4,17 @@ from typing import Annotated
 
 from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, with_guess
 from pointillist.encoders.grid import GridConfig
+from pointillist.encoders.splat import SplatConfig
 from pointillist.types import by_kind
 
-Observing = Annotated[NoEncoderConfig | GridConfig, by_kind]
+Observing = Annotated[NoEncoderConfig | GridConfig | SplatConfig, by_kind]
 
-__all__ = ["Encoder", "GridConfig", "NoEncoderConfig", "Observing", "Site", "with_guess"]
+__all__ = [
+    "Encoder",
+    "GridConfig",
+    "NoEncoderConfig",
+    "Observing",
+    "Site",
+    "SplatConfig",
+    "with_guess",
+]

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -68,7 +69,11 @@ class SplatEncoder(Encoder):
 
     def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Context:
         device = self.linear.weight.device
-        seen, density = (v.to(device) for v in grid_of(given, self.channels, size))
+        found = grid_of(given, self.channels, size)
+        if found is None:  # mid-grey everywhere, and of no density
+            zero = torch.zeros(1, self.channels + 1, *size, device=device)
+            found = zero[:, :-1], zero[:, -1:]
+        seen, density = found
         filled, features = splat(seen, density, self.config.scales)
         tokens = self.linear(patchify(features, self.patch_size))
         if not self.config.noisy_patches:
