@@ -16,7 +16,7 @@ from pointillist.layers.observations import centres
 from pointillist.tasks.task import Masking, Range, Revealed, check_range, first_of, share_of
 from pointillist.types import InputError, config
 
-CORNERS = 6  # of a stroke
+CORNERS = 4  # of a stroke
 
 
 @config
