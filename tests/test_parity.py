@@ -19,7 +19,7 @@ from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
-from tests import parity_losses, parity_metrics, parity_pixeldit, parity_samplers
+from tests import parity_losses, parity_metrics, parity_pixeldit, parity_samplers, parity_sfc
 from tests.parity_case import (
     CASES,
     FOLDER,
@@ -225,6 +225,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
     **parity_samplers.FAMILIES,
+    **parity_sfc.FAMILIES,
 }  # fmt: skip
 
 
