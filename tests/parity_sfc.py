@@ -8,14 +8,14 @@ here is another.
 from typing import Any
 
 import torch
-from pointillist.layers.coordinates import place
-from pointillist.layers.cross_attention import CrossBlock
-from pointillist.layers.curve import curve_order, curve_rank
 from torch.nn import functional as F
 
 from pointillist.encoders.curve import CurveConfig, CurveEncoder, encoder_from_published
 from pointillist.encoders.curve_tokens import CurveTokenizer
 from pointillist.encoders.encoder import Site
+from pointillist.layers.coordinates import place
+from pointillist.layers.cross_attention import CrossBlock
+from pointillist.layers.curve import curve_order, curve_rank
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding
 from pointillist.layers.observations import centres
 from pointillist.types import Given, InputError

@@ -2,18 +2,24 @@
 
 from typing import Annotated
 
+from pointillist.encoders.curve import CurveConfig
 from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, with_guess
 from pointillist.encoders.grid import GridConfig
+from pointillist.encoders.perceiver import PerceiverConfig
 from pointillist.encoders.splat import SplatConfig
 from pointillist.types import by_kind
 
-Observing = Annotated[NoEncoderConfig | GridConfig | SplatConfig, by_kind]
+Observing = Annotated[
+    NoEncoderConfig | GridConfig | PerceiverConfig | CurveConfig | SplatConfig, by_kind
+]
 
 __all__ = [
+    "CurveConfig",
     "Encoder",
     "GridConfig",
     "NoEncoderConfig",
     "Observing",
+    "PerceiverConfig",
     "Site",
     "SplatConfig",
     "with_guess",
