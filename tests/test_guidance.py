@@ -76,6 +76,9 @@ def test_a_condition_is_encoded_once_for_all_steps():
     class Network:
         encoded = calls = 0
 
+        def scale(self, size):
+            return 1
+
         def condition(self, given, size):
             self.encoded += 1
             return "context"

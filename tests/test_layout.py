@@ -9,7 +9,7 @@ ROWS = [
     {"draws", "engine", "foreign", "strict_yaml"},
     {"layers", "objective", "pictures", "frozen"},
     {"measure"},
-    {"samplers", "page", "baselines"},
+    {"samplers", "page", "baselines", "resolution"},
     {"data", "augment", "tasks", "encoders", "losses", "guidance", "metrics"},
     {"consistent"},
     {"models", "figures", "settings", "request"},

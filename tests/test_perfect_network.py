@@ -24,6 +24,9 @@ class Perfect:
     def __init__(self, objective, error=0.0):
         self.objective, self.error = objective, error
 
+    def scale(self, size):
+        return 1
+
     def condition(self, given, size):
         return None
 
@@ -117,6 +120,9 @@ def test_times_that_float32_takes_for_the_end_are_read_in_float64(path, predict)
     objective, x = path(predict=predict), Draw(0, torch.arange(2)).normal("x", (3,))
 
     class Blunt:
+        def scale(self, size):
+            return 1
+
         def condition(self, given, size):
             return None
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pointillist.objective import Interpolant
+from pointillist.resolution import coarsen
 from pointillist.types import Estimate, Given, InputError, Prediction, State, by_kind, config
 
 
@@ -50,15 +51,21 @@ def network_field(
     """The field of a network for one condition, which is encoded here, once, for all steps.
 
     The network has its times in float32, its answer is read at t in float64: near the data 1 - t
-    is less than what float32 tells from 1.
+    is less than what float32 tells from 1. One that renders sees the state near its training size.
     """
-    context = network.condition(given, size)
+    scale = network.scale(size)
+    context = network.condition(given, tuple(n // scale for n in size))
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
         t = torch.tensor(float(t), dtype=torch.float64)
         asked = objective.asked(t)
         times = torch.full((x.shape[0],), float(asked), device=x.device)
-        prediction: Prediction = network(*objective.see(x, times), given, context)
+        shown = objective.see(x, times)
+        if scale == 1:
+            prediction: Prediction = network(*shown, given, context)
+        else:
+            coarse = objective.see(*coarsen(objective, x, times, scale))
+            prediction = network.render(*shown, *coarse, given, context)
         if count is not None:
             count.nfe += 1
         # In the state's own precision: in bfloat16 the difference of two answers would drown.

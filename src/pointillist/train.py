@@ -25,6 +25,7 @@ from pointillist.losses import criterion
 from pointillist.losses.align import Alignment, Taught, build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
+from pointillist.resolution import coarsen
 from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
@@ -37,7 +38,7 @@ from pointillist.runfolder import (
 )
 from pointillist.sample import Trained
 from pointillist.snapshots import drop_later_snapshots, save_snapshot
-from pointillist.types import Batch, Given, InputError
+from pointillist.types import Batch, Given, InputError, Prediction
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -227,7 +228,7 @@ def backward(
         xt = run.objective.mix(x, eps, t)
         with autocast(device, run.train.precision):
             taps = () if alignment is None else alignment.taps
-            answer = network(*run.objective.see(xt, t), given, taps=taps)
+            answer = respond(run, network, xt, t, given, taps, first)
             aligned = None if alignment is None else alignment(answer.hidden[0], x)
         guess = run.objective.read(answer.value.float(), xt, t)
         truth = run.objective.target(x, eps, xt, t)
@@ -238,6 +239,32 @@ def backward(
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size
     return totals
+
+
+def respond(
+    run: Run,
+    network: Network,
+    xt: Tensor,
+    t: Tensor,
+    given: Given,
+    taps: tuple[int, ...],
+    first: int,
+) -> Prediction:
+    """The network's answer; one that renders sees the state at a scale drawn for the whole step.
+
+    So is the jitter of its cells. `first`: the number of the step's first sample.
+    """
+    shown = run.objective.see(xt, t)
+    if not network.takes.renders:
+        return network(*shown, given, taps=taps)
+    draw, scales, axes = Draw(run.seed, torch.tensor([first])), network.takes.renders, xt.dim() - 2
+    r = scales[int(draw.below("render scale", len(scales)))]
+    coarse = shown if r == 1 else run.objective.see(*coarsen(run.objective, xt, t, r))
+    jitter = None
+    if network.takes.jitter:
+        cells = (r * run.model.patch_size) ** axes
+        jitter = draw.uniform("render jitter", (cells, axes))[0].to(xt.device) - 0.5
+    return network.render(*shown, *coarse, given, None, jitter, taps)
 
 
 def attempt(

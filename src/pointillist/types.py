@@ -127,12 +127,16 @@ class Takes(NamedTuple):
     """What a model works on: how many axes, grids or sets of points, which form of observation.
 
     `taps`: the blocks 1, ..., taps whose tokens of width `config.width` its forward gives away.
+    `renders`: whole factors between the state and what the model sees of it, as drawn in training;
+    one that has any renders at any. `jitter`: its cells are moved in training.
     """
 
     axes: tuple[int, ...] = (2,)
     sets: bool = False  # True: the state is `b c k` at `where`; grids are flattened at the door
     observations: Literal["none", "gridded", "scattered", "any"] = "none"
     taps: int = 0
+    renders: tuple[int, ...] = ()
+    jitter: bool = False
 
 
 @config

@@ -6,8 +6,9 @@ from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
 from pointillist.models.pixeldit import PixelDiTConfig
+from pointillist.models.pixnerd import PixNerdConfig
 from pointillist.types import by_kind
 
-Backbone = Annotated[DiTConfig | JiTConfig | PixelDiTConfig, by_kind]
+Backbone = Annotated[DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig, by_kind]
 
-__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network", "PixelDiTConfig"]
+__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network", "PixNerdConfig", "PixelDiTConfig"]

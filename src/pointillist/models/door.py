@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pointillist.layers.observations import centres, to_grid, to_points
+from pointillist.resolution import base_scale
 from pointillist.types import Given, InputError, Prediction, State, Takes, Time
 
 
@@ -87,6 +88,36 @@ class Network:
         """All that needs neither state nor time, encoded once for a whole sampling run."""
         batch = next((v.shape[0] for v in given if isinstance(v, Tensor)), 1)
         return self.model.condition(self._admit(given, size, batch), size)  # type: ignore[operator]
+
+    def scale(self, size: tuple[int, ...]) -> int:
+        """By how much the state that the model sees is smaller than `size`: 1 where it renders not.
+
+        A model that does is best asked near its training size.
+        """
+        if not self.takes.renders:
+            return 1
+        model: Any = self.model
+        return base_scale(size, model.spec.size, model.config.patch_size)
+
+    def render(
+        self,
+        xt: State,
+        t: Time,
+        coarse: State,
+        t_coarse: Time,
+        given: Given,
+        context: Any = None,
+        jitter: Tensor | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> Prediction:
+        """The model's answer for `xt`, of which it sees `coarse`, at the time of that.
+
+        `context` and observations belong to the coarse size. Only for models that `takes.renders`.
+        """
+        if context is None:
+            context = self.condition(given, tuple(coarse.shape[2:]))
+        model: Any = self.model
+        return model.render(xt, t, coarse, t_coarse, given, context, jitter, taps)
 
     def __call__(
         self,

@@ -24,6 +24,7 @@ from pointillist.layers.norm import RMSNorm
 from pointillist.layers.observations import hint_channels
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
+from pointillist.models.alternation import unalternate
 from pointillist.models.pixel_path import HintModulation, PixelBlock, PixelHint, again
 from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
 
@@ -316,16 +317,9 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, ours in PUBLISHED:
             name = re.sub(pattern, ours, name)
         named[name] = value
+    unalternate(named)
     for name in list(named):
-        if name.endswith("q_norm.weight"):
-            order = _unalternated(named[name].shape[0])
-            stem = name.removesuffix("q_norm.weight")
-            for norm in (name, stem + "k_norm.weight"):
-                named[norm] = named[norm][order]
-            for part in ("weight", "bias"):
-                if (fused := f"{stem}qkv.{part}") in named:
-                    named[fused] = _reorder_heads(named[fused], order)
-        elif ".mlp.w1." in name:
+        if ".mlp.w1." in name:
             up = named.pop(name.replace(".w1.", ".w3."))
             named[name.replace(".w1.", ".gate_up.")] = torch.cat((named.pop(name), up))
         elif name.startswith("pixel_blocks.") and ".modulation." in name:
@@ -337,15 +331,3 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 if part.shape[0]:
                     named[name.replace("modulation", f"{layer}.linear")] = part.flatten(0, 2)
     return named
-
-
-def _unalternated(head: int) -> Tensor:
-    """Entries of a head in our order: the pairs of the rows' axis, then those of the columns'."""
-    pairs = torch.arange(head).view(-1, 2)
-    return torch.cat((pairs[1::2], pairs[0::2])).flatten()
-
-
-def _reorder_heads(fused: Tensor, order: Tensor) -> Tensor:
-    """The rows of q and k, head by head, in another order."""
-    parts = fused.unflatten(0, (3, -1, order.shape[0]))
-    return torch.cat((parts[:2, :, order], parts[2:])).flatten(0, 2)
