@@ -19,7 +19,9 @@ from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
-from tests import parity_losses, parity_metrics, parity_pixeldit, parity_samplers, parity_sfc
+from tests import (
+    parity_losses, parity_metrics, parity_pixeldit, parity_pixnerd, parity_samplers, parity_sfc,
+)  # fmt: skip
 from tests.parity_case import (
     CASES,
     FOLDER,
@@ -224,6 +226,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("yetrtyog-creator/PixelHDM", "REPALoss"): parity_losses.pixelhdm,
     ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
+    **parity_pixnerd.FAMILIES,
     **parity_samplers.FAMILIES,
     **parity_sfc.FAMILIES,
 }  # fmt: skip

@@ -9,16 +9,15 @@ another strength, and not white, under the old time.
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from pointillist.layers.patch import patch_grid
 from pointillist.objective import Interpolant
-from pointillist.types import InputError, State
+from pointillist.types import Coarse, InputError, State
 
 
-def box_means(x: Float[Tensor, "b c *space"], n: int) -> Float[Tensor, "b c *coarse"]:
+def box_means(x: State, n: int) -> Coarse:
     """Means over n cells along each of one to three axes, of which n must be a divisor."""
     size = tuple(x.shape[2:])
     if any(edge % n for edge in size):
@@ -27,7 +26,7 @@ def box_means(x: Float[Tensor, "b c *space"], n: int) -> Float[Tensor, "b c *coa
     return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(size) - 1](x, n)
 
 
-def coarsen(path: Interpolant, xt: State, t: Tensor, n: int) -> tuple[State, Tensor]:
+def coarsen(path: Interpolant, xt: State, t: Tensor, n: int) -> tuple[Coarse, Tensor]:
     """The state seen n times smaller, and the time at which it is one of the same path.
 
     With q = strength(size) / (sqrt(N) strength(size/n)) the mean is alpha x + sigma q eps of the

@@ -24,6 +24,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 State = Float[Tensor, "b c *space"]
+Coarse = Float[Tensor, "b c *coarse"]  # a state seen smaller
 Time = Float[Tensor, " b"]
 
 

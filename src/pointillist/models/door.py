@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pointillist.layers.observations import centres, to_grid, to_points
 from pointillist.resolution import base_scale
-from pointillist.types import Given, InputError, Prediction, State, Takes, Time
+from pointillist.types import Coarse, Given, InputError, Prediction, State, Takes, Time
 
 
 def admit(takes: Takes, given: Given, size: tuple[int, ...], batch: int, name: str) -> Given:
@@ -103,7 +103,7 @@ class Network:
         self,
         xt: State,
         t: Time,
-        coarse: State,
+        coarse: Coarse,
         t_coarse: Time,
         given: Given,
         context: Any = None,

@@ -24,7 +24,17 @@ from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpi
 from pointillist.layers.rope import Rotation, rope
 from pointillist.models.alternation import unalternate
 from pointillist.models.neural_field import Code, Coordinates, NeuralField, WeightNorm
-from pointillist.types import Given, InputError, Prediction, Spec, State, Takes, Time, config
+from pointillist.types import (
+    Coarse,
+    Given,
+    InputError,
+    Prediction,
+    Spec,
+    State,
+    Takes,
+    Time,
+    config,
+)
 
 
 @config
@@ -177,7 +187,7 @@ class PixNerd(nn.Module):
         self,
         xt: State,
         t: Time,
-        coarse: State,
+        coarse: Coarse,
         t_coarse: Time,
         given: Given,
         context: Context | None = None,
@@ -217,7 +227,7 @@ class PixNerd(nn.Module):
         return Prediction(value, tuple(hidden))
 
 
-def times_larger(xt: State, coarse: State) -> int:
+def times_larger(xt: State, coarse: Coarse) -> int:
     """The whole factor between the edges of both; InputError where there is none."""
     size, small = tuple(xt.shape[2:]), tuple(coarse.shape[2:])
     r = size[0] // small[0]
@@ -228,7 +238,7 @@ def times_larger(xt: State, coarse: State) -> int:
     return r
 
 
-def enlarged(picture: State, size: tuple[int, ...]) -> State:
+def enlarged(picture: Coarse, size: tuple[int, ...]) -> State:
     """Linear interpolation between cell centres; the picture itself where the size is its own."""
     if tuple(picture.shape[2:]) == size:
         return picture
