@@ -20,7 +20,12 @@ from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
 from tests import (
-    parity_losses, parity_metrics, parity_pixeldit, parity_pixnerd, parity_samplers, parity_sfc,
+    parity_losses,
+    parity_metrics,
+    parity_pixeldit,
+    parity_pixnerd,
+    parity_samplers,
+    parity_sfc,
 )  # fmt: skip
 from tests.parity_case import (
     CASES,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import Encoder, NoEncoderConfig, Site
+from pointillist.encoders import NoEncoderConfig, Observing, Site
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding
@@ -70,7 +70,7 @@ class PixNerdConfig:
     theta: float = 1e4
     time_scale: float = 1.0
     max_period: float = 10.0
-    encoder: Encoder = NoEncoderConfig()
+    encoder: Observing = NoEncoderConfig()
     scales: tuple[int, ...] = (1,)
     jitter: bool = True
 
@@ -124,14 +124,14 @@ class PixNerd(nn.Module):
                 shown = "x".join(map(str, spec.size))
                 raise InputError(f"model.scales has {r}, but 1/{r} of {shown} is no multiple of "
                                  f"the patch size {p}; leave it out")  # fmt: skip
+        self.encoder = c.encoder.build(Site(spec.channels, spec.size, p, d, c.heads))
         self.takes = Takes(
-            axes=(1, 2, 3), observations="none" if c.encoder.kind == "none" else "gridded",
-            taps=c.depth, renders=c.scales, jitter=c.jitter,
+            axes=(1, 2, 3), observations=self.encoder.takes, taps=c.depth, renders=c.scales,
+            jitter=c.jitter,
         )  # fmt: skip
         self.patch = nn.Linear(spec.channels * p**axes, d)
         self.time = TimeEmbedding(d, c.time_scale, c.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
-        self.encoder = c.encoder.build(Site(spec.channels, spec.size, p, d, c.heads))
         self.blocks = nn.ModuleList(
             AdaLNBlock(d, c.heads, SwiGLU(d, c.hidden, bias=False), bias=False)
             for _ in range(c.depth)
