@@ -28,6 +28,8 @@ BFLOAT16_KEEPS = 0.75
 def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, Any]:
     """Parameters, multiply-accumulates and memory of one forward of one picture.
 
+    As much of it is observed as the run's task shows on average.
+
     `taught`: what a run that goes on has of its alignment; of one that has ended the projector
     alone is left.
     """
@@ -35,13 +37,14 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         model = run.model.build(spec)
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        given = observed(given, run.task.expected(spec.size), spec)
         t = torch.zeros(1)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
     network = Network(model.train())
     taps = () if alignment is None else alignment.taps
     # The plain form of attention is written in matrix products, which the counter knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        with torch.no_grad():
+        with torch.no_grad(), frozen(model):
             network(x, t, given)
     flops = counter.get_total_flops()
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
@@ -79,6 +82,31 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         "training_bytes": states + micro * activation,
         "tokens": math.prod(getattr(model, "trained", spec.size)),
     }
+
+
+def observed(given: Given, count: int, spec: Spec) -> Given:
+    """`given` with so many points of unknown place; none where nothing is ever shown."""
+    if not count:
+        return given
+    return given._replace(
+        at=torch.zeros(1, count, len(spec.size)), value=torch.zeros(1, spec.channels, count),
+        valid=torch.ones(1, 1, count, dtype=torch.bool),
+    )  # fmt: skip
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: views of one do even where gradients are off, which the
+    counter cannot take.
+    """
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    for p in learnt:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learnt:
+            p.requires_grad_(True)
 
 
 @contextmanager

@@ -137,7 +137,9 @@ class CurveTokenizer(nn.Module):
         b, m = order.shape
         there = known[:, 0].gather(1, order)
         count = there.sum(1)
-        slots = max(1, -(-int(count.max()) // self.group)) * self.group
+        # Of what has no values, as in `describe`, all is taken as observed.
+        most = m if count.is_meta else int(count.max())
+        slots = max(1, -(-most // self.group)) * self.group
         # Whatever is not observed goes to one slot too many, which is cut off.
         slot = torch.where(there, there.cumsum(1) - 1, slots)
         chosen = order.new_zeros(b, slots + 1).scatter_(1, slot, order)[:, :slots]

@@ -116,7 +116,7 @@ def grid_of(
         if valid is None:
             valid = torch.ones_like(given.value[:, :1], dtype=torch.bool)
         seen, mask = to_grid(given.at, given.value, valid, size)
-        known = whole_pixels(mask)
+        known = mask[:, :1] if valid.shape[1] == 1 else whole_pixels(mask)
         found = torch.where(known, seen, 0), known.to(seen.dtype)
     if given.seen is None:
         return found

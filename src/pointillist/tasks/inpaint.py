@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pointillist.draws import Draw
 from pointillist.layers.observations import centres
-from pointillist.tasks.task import Masking, Range, Revealed, check_range, first_of, share_of
+from pointillist.tasks.task import Masking, Range, Revealed, check_range, first_of, middle, share_of
 from pointillist.types import InputError, config
 
 CORNERS = 4  # of a stroke
@@ -39,6 +39,9 @@ class InpaintConfig(Masking):
             raise InputError(
                 f"task.shapes is {list(self.shapes)}; give box, stroke or both, each once"
             )
+
+    def expected(self, size: tuple[int, ...]) -> int:
+        return math.prod(size) - round(middle(self.area) * math.prod(size))
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where a mask file does not fit pictures of `size`."""

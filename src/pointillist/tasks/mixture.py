@@ -1,6 +1,7 @@
 """Upscaling, and tasks mixed: batches whose samples differ in the form of what is seen."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,10 @@ class UpscaleConfig(TaskBase):
     @property
     def always(self) -> bool:
         return True
+
+    def expected(self, size: tuple[int, ...]) -> int:
+        coarse = [math.prod(size) // factor ** len(size) for factor in self.factors]
+        return sum(coarse) // len(coarse)
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where a factor does not divide the picture."""
@@ -134,6 +139,9 @@ class MixtureConfig(TaskBase):
     @property
     def always(self) -> bool:
         return all(task.always for task in self.tasks)
+
+    def expected(self, size: tuple[int, ...]) -> int:
+        return max(task.expected(size) for task in self.tasks)
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where one of the tasks does not fit pictures of `size`."""

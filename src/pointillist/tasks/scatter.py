@@ -8,7 +8,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pointillist.draws import Draw
-from pointillist.tasks.task import Masking, Range, Revealed, check_range, ends, first_of, share_of
+from pointillist.tasks.task import (
+    Masking,
+    Range,
+    Revealed,
+    check_range,
+    ends,
+    first_of,
+    middle,
+    share_of,
+)
 from pointillist.types import InputError, config
 
 
@@ -38,6 +47,9 @@ class HintsConfig(Masking):
                 "task.weight is 0, so where all is known nothing would be learnt; keep task.share "
                 "below 1"
             )
+
+    def expected(self, size: tuple[int, ...]) -> int:
+        return round(middle(self.share) * math.prod(size))
 
     def reveal_of(
         self, draw: Draw, size: tuple[int, ...], row: Int[Tensor, " b"] | None = None
@@ -78,6 +90,10 @@ class ScatterConfig(Masking):
                 "task.sparsity and task.cond_fraction reach 1, so nothing is left to ask; set one "
                 "of them below 1"
             )
+
+    def expected(self, size: tuple[int, ...]) -> int:
+        share = middle(self.sparsity) * middle(self.cond_fraction)
+        return max(1, round(share * math.prod(size)))
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where a share of so few pixels is none of them, or leaves none to ask."""

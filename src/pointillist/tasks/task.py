@@ -50,6 +50,10 @@ class TaskBase(ABC):
         """Whether something is shown in every sample, so that nothing is learnt of none."""
         return False
 
+    def expected(self, size: tuple[int, ...]) -> int:
+        """How many places are shown on average, in those samples that are shown any."""
+        return 0
+
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where the task does not fit pictures of `size`; this one fits all."""
         return None
@@ -184,6 +188,11 @@ Range = float | tuple[float, float]
 def ends(value: Range) -> tuple[float, float]:
     """The smallest and the largest of a range, or one number twice."""
     return value if isinstance(value, tuple) else (value, value)
+
+
+def middle(value: Range) -> float:
+    """The mean of a number drawn from the range."""
+    return sum(ends(value)) / 2
 
 
 def share_of(value: Range, draw: Draw, purpose: str) -> Float[Tensor, " b"]:
