@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pointillist.draws import Draw
-from pointillist.layers.observations import overlaps
 from pointillist.types import InputError, State
 
 Measured = Float[Tensor, "b _ *measured"]
@@ -33,11 +32,6 @@ class Measure(ABC):
 
     tolerance: ClassVar[float] = 1e-6
     iterations: ClassVar[int] = 300
-
-    @property
-    def tight(self) -> float | None:
-        """c where A A^T = c I, None where it is no multiple of the identity."""
-        return None
 
     @abstractmethod
     def __call__(self, x: State) -> Measured:
@@ -140,10 +134,6 @@ class Box(Measure):
             raise InputError(f"factors is {list(factors)}; give 1 or more for every axis")
         self.factors = tuple(factors)
 
-    @property
-    def tight(self) -> float:
-        return 1 / math.prod(self.factors)
-
     def __call__(self, x: State) -> Measured:
         size = tuple(x.shape[2:])
         wrong = len(size) != len(self.factors)
@@ -163,49 +153,6 @@ class Box(Measure):
 
     def pseudo_inverse(self, y: Measured, ridge: float = 0.0) -> State:
         return self.transpose(y) / (1 / math.prod(self.factors) + ridge)
-
-
-@functools.lru_cache(maxsize=16)
-def _area_factors(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """The means of n cells of an axis over m cells, and their pseudo-inverse, in float64."""
-    weights = overlaps(n, m).double()
-    weights = weights / weights.sum(1, keepdim=True)
-    return weights, torch.linalg.pinv(weights)
-
-
-class Area(Measure):
-    """Means over the cells of a coarser grid `there`, whose rims may cut through cells."""
-
-    def __init__(self, size: tuple[int, ...], there: tuple[int, ...]) -> None:
-        if len(size) != len(there) or any(n < m for n, m in zip(size, there, strict=True)):
-            raise InputError(f"there is {_times(there)} cells, the picture has {_times(size)}; "
-                             f"give a grid that is no finer")  # fmt: skip
-        self.factors = [_area_factors(n, m) for n, m in zip(size, there, strict=True)]
-
-    def __call__(self, x: State) -> Measured:
-        return _along(x, [there for there, _ in self.factors])
-
-    def transpose(self, y: Measured) -> State:
-        return _along(y, [there.T for there, _ in self.factors])
-
-    def pseudo_inverse(self, y: Measured, ridge: float = 0.0) -> State:
-        if ridge:
-            return super().pseudo_inverse(y, ridge)
-        return _along(y, [back for _, back in self.factors])
-
-
-def area(size: tuple[int, ...], there: tuple[int, ...]) -> Measure:
-    """Means over the cells of a coarser grid: boxes where whole cells lie in each."""
-    if all(n % m == 0 for n, m in zip(size, there, strict=True)):
-        return Box(tuple(n // m for n, m in zip(size, there, strict=True)))
-    return Area(size, there)
-
-
-def _along(x: Tensor, matrices: list[Tensor]) -> Tensor:
-    """Each axis of space through a matrix of its own."""
-    for axis, matrix in enumerate(matrices, start=2):
-        x = (x.movedim(axis, -1) @ matrix.T.to(x.device, x.dtype)).movedim(-1, axis)
-    return x
 
 
 @functools.lru_cache(maxsize=16)
@@ -242,10 +189,10 @@ class Blur(Measure):
         self.std, self.periodic, self.faintest = std, periodic, faintest
 
     def __call__(self, x: State) -> Measured:
-        return _along(x, [gaussian_weights(*axis) for axis in self._axes(x)])
+        return self._along(x, [gaussian_weights(*axis) for axis in self._axes(x)])
 
     def transpose(self, y: Measured) -> State:
-        return _along(y, [gaussian_weights(*axis).T for axis in self._axes(y)])
+        return self._along(y, [gaussian_weights(*axis).T for axis in self._axes(y)])
 
     def pseudo_inverse(self, y: Measured, ridge: float = 0.0) -> State:
         left, kept, right = zip(*(_factored(*axis) for axis in self._axes(y)), strict=True)
@@ -255,8 +202,8 @@ class Blur(Measure):
             back = strength / (strength.square() + ridge)
         else:
             back = torch.where(strength > self.faintest * strength.max(), 1 / strength, 0)
-        parts = back * _along(wide, [part.T for part in left])
-        return _along(parts, [part.T for part in right]).to(y.dtype)
+        parts = back * self._along(wide, [part.T for part in left])
+        return self._along(parts, [part.T for part in right]).to(y.dtype)
 
     def _axes(self, x: Tensor) -> list[tuple[int, float, bool]]:
         size = tuple(x.shape[2:])
@@ -264,6 +211,12 @@ class Blur(Measure):
         if len(std) != len(size):
             raise InputError(f"std has {len(std)} numbers, the picture {len(size)} axes")
         return [(n, part, self.periodic) for n, part in zip(size, std, strict=True)]
+
+    @staticmethod
+    def _along(x: Tensor, matrices: list[Tensor]) -> Tensor:
+        for axis, matrix in enumerate(matrices, start=2):
+            x = (x.movedim(axis, -1) @ matrix.T.to(x.device, x.dtype)).movedim(-1, axis)
+        return x
 
 
 class Convolution(Measure):
@@ -407,16 +360,6 @@ class Chain(Measure):
         for part in reversed(self.parts):
             y = part.transpose(y)
         return y
-
-    def pseudo_inverse(self, y: Measured, ridge: float = 0.0) -> State:
-        first, *rest = self.parts
-        if not rest:
-            return first.pseudo_inverse(y, ridge)
-        if first.tight is None:
-            return super().pseudo_inverse(y, ridge)
-        # With A = P B and B B^T = c: B^T P^T (c P P^T + ridge)^-1 y, which P itself can invert.
-        inner = Chain(*rest).pseudo_inverse(y, ridge / first.tight)
-        return first.transpose(inner) / first.tight
 
     def count(self, y: Measured) -> Float[Tensor, " b"]:
         return self.parts[-1].count(y)
