@@ -300,7 +300,7 @@ def projected(path: Interpolant, apg: APGConfig) -> Combine:
         if apg.momentum:
             if running:
                 difference = difference + apg.momentum * running.pop()
-            running.append(difference)
+            running.append(difference.detach())  # a gradient is that of one evaluation
         if apg.threshold:
             size = _mean(difference * difference).sqrt()
             difference = difference * (apg.threshold / size).clamp(max=1)
