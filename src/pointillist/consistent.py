@@ -21,7 +21,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,10 +30,11 @@ from torch import Tensor
 from pointillist.guidance import Field, moved
 from pointillist.measure import Measure, Measured
 from pointillist.objective import FAINTEST, Interpolant
-from pointillist.samplers import Noise, Sampler, Times, Watch
+from pointillist.samplers import Noise, Times, Watch
 from pointillist.types import Estimate, InputError, State, by_kind, config
 
 Pull = Callable[[State], State]
+Sampler = Callable[..., State]  # samplers.Sampler, in a form that can be checked at run time
 
 
 def variance(path: Interpolant, t: Tensor, strength: float, spread: float = 1.0) -> Tensor:
@@ -182,15 +183,16 @@ def repaint(
     *,
     noise: Noise,
     resamples: int = 10,
-    jump: int = 1,
+    jump: int = 8,
     watch: Watch | None = None,
 ) -> State:
     """A walk that goes each stretch of `jump` steps `resamples` times, back by new noise between.
 
-    So the part that is free comes to agree with the part that is measured, which one pass sets
-    beside each other. `field` is one that knows of the measurement (`corrected`, or
-    `guidance.pinned` without eps). `noise(i)` is asked for i = 0, 1, 2, ... in turn, for the ways
-    back and for a sampler that adds noise itself; `watch` sees the number of the step on the grid.
+    So the part that is free comes to agree with the part that is measured. A stretch of one step is
+    of first order with every sampler, and what it loses of the spread adds up. `field` is one that
+    knows of the measurement (`corrected`, or `guidance.pinned` without eps). `noise(i)` is asked
+    for i = 0, 1, 2, ... in turn, for the ways back and for a sampler that adds noise itself;
+    `watch` sees the number of the step on the grid.
     """
     if resamples < 1 or jump < 1:
         raise InputError(f"resamples is {resamples} and jump {jump}; both are 1 or more")
@@ -225,6 +227,7 @@ class _Method(ABC):
     """How a walk is made to agree with a measurement; `apply` takes the walk itself."""
 
     kind: str
+    binds: ClassVar[bool] = True
 
     @abstractmethod
     def field(self, field: Field, measure: Measure, y: Measured, level: float) -> Field:
@@ -263,7 +266,7 @@ class _Method(ABC):
                 f"{'x'.join(map(str, measured))}; give one row a picture"
             )
         x = self.walk(sampler, self.field(field, measure, y, level), x, times, noise, watch)
-        return x if level else measure.project(x, y)
+        return measure.project(x, y) if self.binds and not level else x
 
 
 def _check_spread(spread: float) -> None:
@@ -338,7 +341,7 @@ class RepaintConfig(_Method):
 
     kind: Literal["repaint"] = "repaint"
     resamples: int = 10
-    jump: int = 1
+    jump: int = 8
     spread: float = 1.0
 
     def __post_init__(self) -> None:
@@ -367,24 +370,10 @@ class NoConsistency(_Method):
     """The walk as it is: the measurement, if any, was shown to the network or is not used."""
 
     kind: Literal["none"] = "none"
+    binds: ClassVar[bool] = False
 
     def field(self, field: Field, measure: Measure, y: Measured, level: float) -> Field:
         return field
-
-    def apply(
-        self,
-        sampler: Sampler,
-        field: Field,
-        x: State,
-        times: Times,
-        measure: Measure,
-        y: Measured,
-        level: float = 0.0,
-        *,
-        noise: Noise = None,
-        watch: Watch | None = None,
-    ) -> State:
-        return sampler(field, x, times, noise=noise, watch=watch)
 
 
 Consistency = Annotated[
