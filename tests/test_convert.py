@@ -16,7 +16,7 @@ from pointillist.foreign import Foreign
 from pointillist.layers.embed import sincos
 from pointillist.models import DiTConfig, JiTConfig
 from pointillist.objective import StraightConfig
-from pointillist.published import FAMILIES, expand
+from pointillist.published import FAMILIES, bare, expand
 from pointillist.run import Run, preset_names
 from pointillist.types import Given, InputError, Spec, grid_axes
 
@@ -91,6 +91,30 @@ def publish_shapes(run, channels=3) -> dict[str, torch.Tensor]:
     state = {f"{name}.weight": torch.randn(size) * 0.05 for name, size in shapes.items()}
     biases = {f"{name}.bias": torch.randn(size[:1]) * 0.05 for name, size in shapes.items()}
     return state | {name: value for name, value in biases.items() if name in known}
+
+
+def publish_fields(run, channels=3) -> dict[str, torch.Tensor]:
+    """PixNerd's published names and shapes, its two kinds of blocks numbered in one row."""
+    c = run.model
+    d, e, p = c.width, c.decoder_width, c.patch_size**2
+    shapes = {"s_embedder.proj": (d, channels * p), "t_embedder.mlp.0": (d, 256),
+              "t_embedder.mlp.2": (d, d), "x_embedder.embedder.0": (e, channels + c.bands**2),
+              "y_embedder.embedding_table": (run.data.classes + 1, d),
+              "final_layer.norm": (e,), "final_layer.linear": (channels, e)}  # fmt: skip
+    for i in range(c.depth):
+        of = {"norm1": (d,), "norm2": (d,), "attn.qkv": (3 * d, d), "attn.proj": (d, d),
+              "attn.q_norm": (d // c.heads,), "attn.k_norm": (d // c.heads,),
+              "adaLN_modulation.0": (6 * d, d), "mlp.w1": (c.hidden, d), "mlp.w3": (c.hidden, d),
+              "mlp.w2": (d, c.hidden)}  # fmt: skip
+        shapes |= {f"blocks.{i}.{name}": size for name, size in of.items()}
+    for i in range(c.depth, c.depth + c.decoder_depth):
+        shapes |= {f"blocks.{i}.norm": (e,),
+                   f"blocks.{i}.param_generator1.0": (2 * c.decoder_ratio * e**2, d)}  # fmt: skip
+    biased = ("_embedder.proj", "mlp.0", "mlp.2", "embedder.0", "attn.proj", "adaLN_modulation.0",
+              "param_generator1.0", "layer.linear")  # fmt: skip
+    state = {f"{name}.weight": torch.randn(size) * 0.05 for name, size in shapes.items()}
+    return state | {f"{name}.bias": torch.randn(size[:1]) * 0.05
+                    for name, size in shapes.items() if name.endswith(biased)}  # fmt: skip
 
 
 def answer(model, spec):
@@ -179,6 +203,7 @@ def test_heads_that_no_weight_shows_are_those_of_the_published_widths(tmp_path):
     assert pt.load(tmp_path / "run").run.model == model.config
 
 
+SHAPES = {"pixeldit": publish_shapes, "pixnerd": publish_fields}
 PUBLISHED = [name for name in preset_names() if "imagenet" in name and "hints" not in name]
 
 
@@ -187,13 +212,13 @@ def test_a_known_size_takes_its_presets_settings(preset):
     run = Run.load(preset)
     with torch.device("meta"):
         state = (
-            publish_shapes(run)
-            if run.model.kind == "pixeldit"
+            SHAPES[run.model.kind](run)
+            if run.model.kind in SHAPES
             else publish(run.model.build(run.data.promise()))
         )
     state.pop("pos_embed", None)  # holds no number here
     family = FAMILIES[run.model.kind]
-    seen = family.read(state, Path("a.pth"))
+    seen = family.read(bare(family, state), Path("a.pth"))
     found, name = configure(
         run.model.kind,
         family,
@@ -354,7 +379,8 @@ def case(name: str) -> Case:
      ("jit", "jit_forward_ctx0", "model.context_start=0"),
      ("jit", "jit_forward_noctx", "seed=0"), ("dit", "dit_forward", "model.heads=2"),
      ("pixeldit", "pixeldit_c2i", "data.size=16"),
-     ("pixeldit", "pixeldit_c2i_post_modulation", "data.size=16 model.pixel_place=false")],
+     ("pixeldit", "pixeldit_c2i_post_modulation", "data.size=16 model.pixel_place=false"),
+     ("pixnerd", "pixnerd_c2i_square", "data.size=16")],
 )  # fmt: skip
 def test_published_weights_answer_as_published(family, name, override, tmp_path):
     stored = case(name)

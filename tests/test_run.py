@@ -40,6 +40,7 @@ def test_the_presets_of_the_contract_are_there():
     wanted |= {"emoji-pixeldit", "cifar10-pixeldit", "imagenet512-pixeldit-xl",
                "imagenet256-jit-b-hints"}  # fmt: skip
     wanted |= {f"imagenet256-pixeldit-{size}" for size in ("b", "l", "xl")}
+    wanted |= {"imagenet256-pixnerd-l", "imagenet256-pixnerd-xl"}
     assert wanted <= set(PRESETS)
     debug = Run.load("debug").train
     assert debug.images // debug.save_every >= 5
@@ -77,6 +78,17 @@ def test_pixeldit_has_its_published_number_of_parameters(size, millions):
         model = run.model.build(run.data.promise())
     parameters = sum(p.numel() for p in model.parameters())
     assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "millions", "macs"), [("l", 452.1, None), ("xl", 700.6, 134.05)])
+def test_pixnerd_has_its_published_number_of_parameters_and_costs(size, millions, macs):
+    from pointillist.describe import describe
+
+    run = Run.load(f"imagenet256-pixnerd-{size}")
+    facts = describe(run, run.data.promise())
+    assert facts["parameters"] / 1e6 == pytest.approx(millions, rel=1e-3)
+    if macs:
+        assert facts["macs"] / 1e9 == pytest.approx(macs, rel=0.02)
 
 
 @pytest.mark.parametrize(("attention", "giga"), [("true", 311), ("false", 279)])
@@ -127,8 +139,8 @@ BAD = [
     ("model: {kind: jit, dept: 4}", "model.dept is not a field; did you mean depth?"),
     ("modle: {}", "modle is not a field; did you mean model?"),
     ("model: {kind: jit, width: wide}", "model.width is 'wide'"),
-    ("model: {depth: 4}", "model.kind is missing; there are dit, jit, pixeldit"),
-    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit, pixeldit"),
+    ("model: {depth: 4}", "model.kind is missing; there are dit, jit, pixeldit, pixnerd"),
+    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit, pixeldit, pixnerd"),
     ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder, zip"),
     ("data: {kind: emoji, size: 48}", "data.size is 48"),
     ("data: {kind: folder, size: big}", "data.size"),
@@ -187,6 +199,11 @@ BAD = [
     ("model: {kind: pixeldit, rope_span: -1}", "model.rope_span is -1"),
     ("model: {kind: pixeldit, context_tokens: 2, context_start: 12}", "model.context_start is 12"),
     ("model: {kind: pixeldit, modulation: row}", "model.modulation is 'row'"),
+    ("model: {kind: pixnerd, decoder_ratio: 0}", "model.decoder_ratio is 0"),
+    ("model: {kind: pixnerd, bands: 1}", "model.bands is 1"),
+    ("model: {kind: pixnerd, scales: []}", r"model.scales is \[\]; give whole numbers"),
+    ("model: {kind: pixnerd, position_span: -1}", "model.position_span is -1"),
+    ("model: {kind: pixnerd, mlp_ratio: 0.001}", "leaves no hidden unit of width 1024"),
     ("device: tpu", "device is 'tpu'"),
     ("seed: -1", "seed is -1"),
     ("objective: {predict: y}", "objective.predict is 'y'"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pointillist.foreign import WRAPPERS, Weights, shown, unwrapped
 from pointillist.layers.embed import sincos
-from pointillist.models import dit, jit, pixeldit
+from pointillist.models import dit, jit, pixeldit, pixnerd
 from pointillist.types import InputError
 
 
@@ -35,7 +35,8 @@ class Family(NamedTuple):
     """`names` are the published ones, with `*` for the number of a block; `prefix` may stand before
     all of them. `preset` is the published run whose recipe a size without a preset takes over;
     `objective` turns the arguments of the training, where the file has them, and the edge of its
-    pictures into fields of the objective.
+    pictures into fields of the objective. `part` tells blocks of two kinds apart that are numbered
+    in one row.
     """
 
     names: tuple[str, ...]
@@ -45,14 +46,16 @@ class Family(NamedTuple):
     preset: str
     prefix: str = ""
     objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+    part: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 # Names.
 
 
 def bare(family: Family, weights: dict[str, Any]) -> dict[str, Any]:
-    """The set without the prefixes that all of its names have."""
-    return unwrapped(weights, (*WRAPPERS, family.prefix, *WRAPPERS))
+    """The set without the prefixes that all of its names have, and parted where the family is."""
+    plain = unwrapped(weights, (*WRAPPERS, family.prefix, *WRAPPERS))
+    return family.part(plain) if family.part else plain
 
 
 def check_names(name: str, family: Family, weights: dict[str, Any], path: Path) -> None:
@@ -301,4 +304,48 @@ PIXELDIT = Family(
     preset="imagenet256-pixeldit-b",
 )  # fmt: skip
 
-FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT}
+# PixNerd (class-conditional).
+
+
+def read_pixnerd(weights: Weights, path: Path) -> Seen:
+    width, cells = shape(weights, "s_embedder.proj.weight", 2, path)
+    channels, inner = shape(weights, "final_layer.linear.weight", 2, path)
+    features = shape(weights, "x_embedder.embedder.0.weight", 2, path)[1] - channels
+    p, bands = math.isqrt(cells // channels), math.isqrt(max(features, 0))
+    if channels * p**2 != cells or bands**2 != features:
+        raise InputError(f"{path}: s_embedder.proj.weight takes {cells} numbers and x_embedder "
+                         f"{features} features of a place, which are no square patch of {channels} "
+                         f"channels and no square code; name another file")  # fmt: skip
+    hidden = shape(weights, "blocks.0.mlp.w1.weight", 2, path)[0]
+    written = shape(weights, "field_blocks.0.param_generator1.0.weight", 2, path)[0]
+    if written % (2 * inner**2):
+        raise InputError(f"{path}: a field of width {inner} has {written} weights, which are no "
+                         f"two matrices; name another file")  # fmt: skip
+    model = {
+        "width": width, "depth": depth(weights), "patch_size": p,
+        "heads": heads(weights, "blocks.0.attn.q_norm.weight", width, path),
+        "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
+        "decoder_width": inner, "decoder_depth": depth(weights, "field_blocks."),
+        "decoder_ratio": written // (2 * inner**2), "bands": bands, "coordinates": "corner",
+        "jitter": False,
+    }  # fmt: skip
+    return Seen(model, {}, channels, count_classes(weights, path), None)
+
+
+PIXNERD = Family(
+    names=(
+        *_both("s_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+        *_trunk("blocks.*"),
+        *(f"blocks.*.mlp.w{i}.weight" for i in (1, 2, 3)),
+        *_both("x_embedder.embedder.0"),
+        "field_blocks.*.norm.weight", *_both("field_blocks.*.param_generator1.0"),
+        "final_layer.norm.weight", *_both("final_layer.linear"),
+    ),
+    optional=("y_embedder.embedding_table.weight",),
+    read=read_pixnerd,
+    rename=pixnerd.from_published,
+    preset="imagenet256-pixnerd-l",
+    part=pixnerd.part_blocks,
+)  # fmt: skip
+
+FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT, "pixnerd": PIXNERD}
