@@ -6,13 +6,15 @@ from typing import Any
 import torch
 
 from pointillist import samplers
-from pointillist.encoders import GridConfig, NoEncoderConfig
+from pointillist.encoders import CurveConfig, GridConfig, NoEncoderConfig
+from pointillist.encoders.curve import encoder_from_published
 from pointillist.guidance import GuidanceConfig, classifier_free, network_field
 from pointillist.losses import LossConfig, criterion
 from pointillist.losses.align import AlignConfig
 from pointillist.models import Network, PixNerdConfig, pixnerd
+from pointillist.models.pixnerd import enlarged
 from pointillist.objective import LogitNormal, StraightConfig, Uniform, shift_times
-from pointillist.types import Given, Spec, grid_axes
+from pointillist.types import Given, InputError, Spec, grid_axes
 from tests.parity_case import (
     Case,
     Fixed,
@@ -77,8 +79,6 @@ def pair_of(objective: StraightConfig, answer: torch.Tensor, io: Any, t: torch.T
 
 def loss(case: Case) -> None:
     io, trainer = case.io, case.constructor["trainer"]
-    if "encoder_type" in case.constructor["model"]:
-        return loss_hints(case)
     known(trainer, "lognorm_t", "timeshift")
     model = make_c2i(case, case.constructor["model"], tuple(io["in.x"].shape[2:]))
     objective, t = drawn(case, trainer)
@@ -122,7 +122,17 @@ def repa(case: Case) -> None:
 
 # Sampling.
 
-ENDS = ("min", "max")
+
+def times_of(options: dict[str, Any]) -> torch.Tensor:
+    steps, last = options["num_steps"], options.get("last_step", 1 / options["num_steps"])
+    even = torch.cat((torch.linspace(0, 1 - last, steps).double(), torch.ones(1)))
+    return shift_times(even, options["timeshift"])
+
+
+def guidance_of(options: dict[str, Any]) -> GuidanceConfig:
+    """A low end of 0 leaves the noise itself out there."""
+    low, high = (options.get(f"guidance_interval_{end}", i) for end, i in (("min", 0), ("max", 1)))
+    return GuidanceConfig(scale=options["guidance"], interval=(max(low, 1e-6), float(high)))
 
 
 def heun(case: Case) -> None:
@@ -133,26 +143,18 @@ def heun(case: Case) -> None:
 def sampler(case: Case, name: str = "euler") -> None:
     io, options = case.io, case.constructor["sampler"]
     size = tuple(io["in.noise"].shape[2:])
-    if "encoder_type" in case.constructor["model"]:
-        raise NotBuilt("known pixels are written into the state after each step; here they stay on "
-                       "their own path")  # fmt: skip
     known(options, "num_steps", "guidance", "guidance_interval_min", "guidance_interval_max",
           "timeshift", "order", "step_fn", "w_scheduler", "last_step", "last_step_fn")  # fmt: skip
     plain(options, order=2, w_scheduler="LinearScheduler", last_step_fn="ode_step_fn")
     model = make_c2i(case, case.constructor["model"], size)
-    steps, last = options["num_steps"], options.get("last_step", 1 / options["num_steps"])
-    even = torch.cat((torch.linspace(0, 1 - last, steps).double(), torch.ones(1)))
-    times = shift_times(even, options["timeshift"])
+    times = times_of(options)
     case.match("timesteps", times.float(), 1e-6)
     network, objective = Network(model), StraightConfig(predict="velocity")
     halves = [
         network_field(network, objective, Given(label=unlabel(io[f"in.{part}"], model)), size)
         for part in ("cond", "uncond")
     ]
-    low, high = (options.get(f"guidance_interval_{end}", float(i)) for i, end in enumerate(ENDS))
-    interval = (max(low, 1e-6), high)  # a low end of 0 leaves the noise itself out there
-    guidance = GuidanceConfig(scale=options["guidance"], interval=interval)
-    guided = classifier_free(halves[0], halves[1], guidance)
+    guided = classifier_free(halves[0], halves[1], guidance_of(options))
     seen: list[torch.Tensor] = []
 
     def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -209,34 +211,69 @@ def grid_from_published(state: Weights) -> Weights:
     return named
 
 
-def pixnerdit(case: Case) -> None:
-    kwargs, attributes = (
-        case.config.get(name) or {}
-        for name in ("forward_kwargs", "attributes_set_after_construction")
-    )
-    io, options = case.io, case.constructor
-    if kwargs.get("superres_scale", 1.0) != 1.0:
-        raise NotBuilt(f"superres_scale = {kwargs['superres_scale']}: the decoder is shown a noisy "
-                       f"state resized bilinearly")  # fmt: skip
-    r = int(attributes.get("decoder_patch_scaling_h", 1))
-    x = io["in.x"].requires_grad_()
-    small = tuple(n // r for n in x.shape[2:])
-    mask = io.get("in.cond_mask")
+def curve_from_published(state: Weights, config: CurveConfig) -> Weights:
+    """The curve encoder's weights; a model with a shared code keeps one that it does not use, and
+    one that is shown no mask has no use for its density, and the bias may be switched off.
+    """
+    unused = ("query.",) * config.unified_coords + ("density.",) * (not config.density)
+    encoder = {f"encoder.{n}": w for n, w in encoder_from_published(state).items()
+               if not n.startswith(unused)
+               and not (n.endswith(".bias.scale") and not config.spatial_bias)}  # fmt: skip
+    return pixnerd.from_published(state) | encoder
+
+
+def curve_of(options: dict[str, Any], density: bool) -> CurveConfig:
+    c = PIXNERDIT | options
+    return CurveConfig(
+        curve=c["sfc_curve"], group_size=c["sfc_group_size"], self_depth=c["sfc_self_depth"],
+        cross_depth=c["sfc_cross_depth"], unified_coords=c["sfc_unified_coords"],
+        spatial_bias=c["sfc_spatial_bias"], bands=16, coordinates="corner", noisy_patches=False,
+        null_token=False, time_tokens=True, valid_flag=False, density=density,
+    )  # fmt: skip
+
+
+def encoder_of(case: Case, options: dict[str, Any], masked: bool) -> tuple[Any, Any]:
+    """The encoder of a case, and how its whole model is renamed."""
     mode = options["encoder_type"]
-    if mode != "grid":
-        raise NotBuilt(f"encoder_type = {mode}")
-    # Scaled, the grid form resizes its input bilinearly: by two, the mean of two by two cells.
-    coarse = torch.nn.functional.avg_pool2d(x, r)
-    encoder, rename = NoEncoderConfig(), pixnerd.from_published
+    if mode == "perceiver":
+        raise NotBuilt("encoder_type = perceiver: the published one fails on a keyword, and the "
+                       "perceiver here is another")  # fmt: skip
+    if mode == "sfc":
+        curve = curve_of(options, density=masked)
+        rename = functools.partial(curve_from_published, config=curve)
+        try:
+            rename(case.weights)
+        except InputError as error:
+            raise NotBuilt(str(error)) from None
+        return curve, rename
+    # Without a mask nothing of it is added, not even its layer's bias.
+    return (GridConfig(), grid_from_published) if masked else (
+        NoEncoderConfig(), pixnerd.from_published)  # fmt: skip
+
+
+def pixnerdit(case: Case) -> None:
+    attributes = case.config.get("attributes_set_after_construction") or {}
+    io, options = case.io, dict(case.constructor)
+    if (case.config.get("forward_kwargs") or {}).get("disable_spatial_bias"):
+        options["sfc_spatial_bias"] = False
+    r = int(attributes.get("decoder_patch_scaling_h", 1))
+    x, mask = io["in.x"].requires_grad_(), io.get("in.cond_mask")
+    small = tuple(n // r for n in x.shape[2:])
+    encoder, rename = encoder_of(case, options, mask is not None)
+    curved = options["encoder_type"] == "sfc"
+    # Scaled, the grid form resizes its input bilinearly, which by two is a box mean, and its mask
+    # by the first of every r cells; the curve's takes the first of both. All at one time.
+    coarse = x[..., ::r, ::r] if curved else torch.nn.functional.avg_pool2d(x, r)
     given = Given()
-    if mask is not None:
-        # It resizes the mask by "nearest": the first of every r cells.
-        encoder, rename = GridConfig(), grid_from_published
-        given = Given(seen=coarse.detach(), mask=mask[..., ::r, ::r].bool())
+    if mask is not None or curved:
+        every = torch.ones_like(x[:, :1]) if mask is None else mask
+        given = Given(seen=coarse, mask=every[..., ::r, ::r].bool())
     model = make_pixnerdit(options, small, encoder, rename(case.weights))
     given = given._replace(label=unlabel(io["in.y"], model))
     t = io["in.t"]
-    value = Network(model).render(x, t, coarse, t, given).value
+    # To enlarge a picture, its noisy state is resized bilinearly, and the field asked there.
+    finer = enlarged(x, tuple(case.io["out"].shape[2:]))
+    value = Network(model).render(finer, t, coarse, t, given).value
     case.match("out", value)
     (value * io["cotangent"]).sum().backward()
     case.match("grad.in.x", x.grad)
@@ -244,8 +281,52 @@ def pixnerdit(case: Case) -> None:
 
 
 def loss_hints(case: Case) -> None:
-    """Its mean is over all pixels, known ones too."""
-    raise NotBuilt(f"encoder_type = {case.constructor['model']['encoder_type']}")
+    """Its mean is over all pixels, known ones too; known values are written into the state."""
+    io, options = case.io, case.constructor["model"]
+    encoder, rename = encoder_of(case, options, masked=True)
+    x, mask = io["in.x"], io["in.cond_mask"].bool()
+    model = make_pixnerdit(options, tuple(x.shape[2:]), encoder, rename(case.weights))
+    objective, t = drawn(case, case.constructor["trainer"])
+    xt = torch.where(mask, x, objective.mix(x, io["noise"], t))
+    given = Given(seen=x, mask=mask, label=unlabel(io["in.y"], model))
+    answer = Network(model)(xt, t, given).value
+    # The pair is that of the state before; a velocity that is predicted is itself whatever it was.
+    errors = criterion(LossConfig(velocity=1.0), *pair_of(objective, answer, io, t))[0]
+    found = errors.mean()
+    case.match("out.loss", found, 1e-5 * (1 + float(io["out.loss"])))
+    found.backward()
+    match_gradients(case, model, rename)
+
+
+def sampler_hints(case: Case) -> None:
+    """Known values are written into the state before and after every step, clean.
+
+    Here they stay on their own path (`guidance.pinned`), so the steps are taken one by one.
+    """
+    io, c = case.io, case.constructor
+    encoder, rename = encoder_of(case, c["model"], masked=True)
+    x, mask, clean = io["in.noise"], io["in.cond_mask"].bool(), io["in.x_cond"]
+    size = tuple(x.shape[2:])
+    model = make_pixnerdit(c["model"], size, encoder, rename(case.weights))
+    network, objective = Network(model), StraightConfig(predict="velocity")
+    halves = [
+        network_field(
+            network, objective,
+            Given(label=unlabel(io[f"in.{part}"], model), seen=clean, mask=mask), size,
+        )
+        for part in ("cond", "uncond")
+    ]  # fmt: skip
+    guided = classifier_free(halves[0], halves[1], guidance_of(c["sampler"]))
+    times = times_of(c["sampler"])
+    case.match("timesteps", times.float(), 1e-6)
+    seen = [x]
+    with torch.no_grad():
+        for i in range(len(times) - 1):
+            shown = torch.where(mask, clean, x)
+            v = guided(shown, times[i])
+            x = torch.where(mask, clean, x + (times[i + 1] - times[i]) * v)
+            seen.append(x)
+    case.match("x_traj", torch.stack(seen), 1e-4 * float(io["x_traj"].abs().max()))
 
 
 FAMILIES = {
@@ -256,6 +337,6 @@ FAMILIES = {
     ("MCG-NJU/PixNerd", "AdamLMSampler"): functools.partial(sampler, name="ab2"),
     ("MCG-NJU/PixNerd", "HeunSampler"): heun,
     ("colpark/kevinhelp1", "PixNerDiT"): pixnerdit,
-    ("colpark/kevinhelp1", "FlowMatchingTrainer"): loss,
-    ("colpark/kevinhelp1", "EulerSampler"): sampler,
+    ("colpark/kevinhelp1", "FlowMatchingTrainer"): loss_hints,
+    ("colpark/kevinhelp1", "EulerSampler"): sampler_hints,
 }

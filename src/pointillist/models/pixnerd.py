@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site
+from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding
@@ -108,7 +108,7 @@ class Context(NamedTuple):
 
     label: Float[Tensor, "b d"] | None
     rotation: Rotation
-    encoded: Any
+    encoded: Any  # the encoder's own
 
 
 class PixNerd(nn.Module):
@@ -223,8 +223,8 @@ class PixNerd(nn.Module):
         value = unpixels(value.unflatten(0, cells.shape[:2]), edge, edge, tuple(xt.shape[2:]))
         guess = self.encoder.guess(context.encoded)
         if guess is not None:
-            value = value + enlarged(guess, tuple(xt.shape[2:]))
-        return Prediction(value, tuple(hidden))
+            guess = enlarged(guess, tuple(xt.shape[2:]))
+        return Prediction(with_guess(value, guess), tuple(hidden))
 
 
 def times_larger(xt: State, coarse: Coarse) -> int:
