@@ -21,7 +21,7 @@ ROWS = [
     {"reconstruct"},
     {"monitor"},
     {"train"},
-    {"console", "doctor"},
+    {"console", "doctor", "ablate"},
     {"demo"},
     {"cli_words"},
     {"cli_data", "cli_judge", "cli_reconstruct"},

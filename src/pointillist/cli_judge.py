@@ -1,12 +1,14 @@
-"""Words to verbs, for judging runs: evaluate and compare."""
+"""Words to verbs, for judging runs: evaluate, compare and ablate."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pointillist.cli_words import METRICS, SAMPLERS, SWEPT, AsJson, parse_interval
+from pointillist.cli_words import METRICS, SAMPLERS, SWEPT, AsJson, Overrides, parse_interval
 from pointillist.types import InputError, parse_count, parse_size
 
 judge_app = typer.Typer()
@@ -102,6 +104,75 @@ def compare(
         speed = f"{row.drawn_per_second:.1f} pictures/s  " if row.drawn_per_second else ""
         print(f"{row.name:<24} {figures}  {speed}{row.parameters / 1e6:.2f} M parameters")
     print(f"{out / 'compare.json'} and {out / 'compare.html'}")
+
+
+@judge_app.command()
+def ablate(
+    source: Annotated[
+        str, typer.Argument(metavar="PRESET|FILE", help="A preset, a YAML file or a run.")
+    ],
+    overrides: Overrides = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=A,B trains every combination; any field but evaluate.*."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Repetitions of every cell, as 0,1; none: one of seed.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help=f"Some of {METRICS}; none: validation losses.", show_default=False),
+    ] = None,
+    count: Annotated[str | None, typer.Option(help="Pictures behind each metric, as 5k.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs and table (default runs/NAME-ablation).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train and judge a grid of runs: one table, and the effect of every field. Goes on if called
+    again.
+    """
+    from pointillist.ablate import ablate as ablate_runs
+    from pointillist.ablate import default_out
+    from pointillist.ablate.report import Result, lines, spelled_scores
+    from pointillist.console import Counting, Watch
+    from pointillist.run import Run
+
+    @contextmanager
+    def watch(title: str, run: Run) -> Iterator[Any]:
+        if as_json:
+            yield None
+            return
+        print(title, flush=True)
+        with Watch(run.train.images) as watching:
+            yield watching
+
+    def tell(result: Result) -> None:
+        counting.rest()
+        if not as_json:
+            print(f"{result.name}  {spelled_scores(result)}", flush=True)
+
+    out = out or default_out(source)
+    repeats = tuple(_whole("seeds", part) for part in seeds.split(",")) if seeds else ()
+    names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
+    with Counting(quiet=as_json) as counting:
+        found = ablate_runs(
+            source, *(overrides or []), *([f"device={device}"] if device else []),
+            over=over or [], seeds=repeats, metrics=names, count=_count("count", count),
+            out=out, watch=watch, progress=counting, found=tell,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(found.as_json(), default=str))
+        return
+    print("\n".join(lines(found)))
+    print(f"{out / 'ablation.json'} and {out / 'ablation.html'}")
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.strip().isdecimal():
+        raise InputError(f"--{name} is {text}; it is whole numbers, as 0,1")
+    return int(text)
 
 
 def _count(name: str, text: str | None) -> int | None:

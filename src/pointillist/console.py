@@ -128,12 +128,16 @@ class Counting:
             self.bar.__exit__(None, None, None)
         self.bar = None
 
+    def rest(self) -> None:
+        """No bar is shown until the next call."""
+        self._end()
+        self.what = ""
+
     def tell(self, cell: Any) -> None:
         """Setting and scores of one evaluation."""
         if self.quiet:
             return
-        self._end()
-        self.what = ""
+        self.rest()
         setting = " ".join(f"{key}={value}" for key, value in cell.setting.items())
         scores = "  ".join(
             f"{name} {s.value:.4g} ({s.low:.4g} to {s.high:.4g}, n {s.n})"
