@@ -97,7 +97,8 @@ def test_every_combination_is_a_run_with_its_validation_losses(unbroken):
     )
     assert effect["by_chance"] is None and effect["exceeds"] is None
     page = (unbroken / "ablation.html").read_text()
-    assert all(name in page for name in NAMES) and "<svg" in page and "one seed" in page
+    assert all(name in page for name in NAMES) and "<svg" in page
+    assert "one seed" in page and "Brackets" not in page and "fields do together" in page
 
 
 def interrupt():
@@ -163,6 +164,7 @@ def test_metrics_are_those_of_the_runs_own_reports(unbroken, tmp_path):
 def test_figures_that_do_not_compare_have_no_effect(tmp_path):
     found = ablate("debug", *TOY, over=["objective.noise_scale=1,2"], out=tmp_path)
     assert found.compared == [] and "noise differs" in table(tmp_path)["not_compared"].values()
+    assert "fields do together" not in (tmp_path / "ablation.html").read_text()
     assert "does not compare" in (tmp_path / "ablation.html").read_text()
 
 

@@ -130,9 +130,7 @@ def ablate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train and judge a grid of runs: one table, and the effect of every field. Goes on if called
-    again.
-    """
+    """A grid of runs, trained and judged, in one table; the same command again goes on with it."""
     from pointillist.ablate import ablate as ablate_runs
     from pointillist.ablate import default_out
     from pointillist.ablate.report import Result, lines, spelled_scores

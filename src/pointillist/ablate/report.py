@@ -224,12 +224,15 @@ def effect_table(found: Ablation) -> tuple[list[str], list[list[str]]]:
 
 def notes(found: Ablation) -> list[str]:
     """How the tables are to be read."""
-    n = len(found.seeds)
-    said = [
-        f"Brackets: the lowest and highest of {n} seeds." if n else
-        "Brackets, where there are any: 95 % intervals over pictures, not over trainings.",
-    ]  # fmt: skip
-    if found.compared:
+    said = []
+    if found.seeds:
+        said.append(f"Brackets: the lowest and highest of {len(found.seeds)} seeds.")
+    else:
+        if any(row.ends(score) for row in found.rows for score in found.scores):
+            said.append("Brackets: 95 % intervals over pictures, which know nothing of another "
+                        "training.")  # fmt: skip
+        said.append("Whether a difference is more than chance, repetitions tell: --seeds 0,1.")
+    if found.compared and len(found.factors) > 1:
         apart = ", ".join(f"{found.departure(score):.2g} ({score})" for score in found.compared)
         said.append(f"Cells lie up to {apart} from the sum of the fields' effects, which is what "
                     f"fields do together.")  # fmt: skip
