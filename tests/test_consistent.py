@@ -353,6 +353,9 @@ class Perfect:
     def __init__(self, objective):
         self.objective = objective
 
+    def scale(self, size):
+        return 1
+
     def condition(self, given, size):
         return None
 

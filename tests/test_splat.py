@@ -14,7 +14,8 @@ from pointillist.encoders.splat import SplatConfig, SplatEncoder
 from pointillist.layers.observations import to_points
 from pointillist.layers.patch import patch_grid, unpatchify
 from pointillist.layers.splat import RESERVE, SCALES, smooth, splat, splat_channels, window
-from pointillist.types import Given, InputError
+from pointillist.models import DiTConfig, JiTConfig, Network, PixelDiTConfig
+from pointillist.types import Given, InputError, Spec, grid_axes
 
 SIZES = [(24,), (8, 12), (4, 6, 4)]
 grids = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -207,14 +208,12 @@ def test_observed_values_change_tokens_once_the_layer_has_learnt():
         assert same is not awake
 
 
-def test_without_noisy_patches_the_state_is_not_seen_but_places_are():
-    size, grid = (8, 12), (4, 6)
-    made = encoder(size, awake=False, noisy_patches=False)
-    context = made.condition(Given(), size, grid)
-    c = torch.zeros(2, 16)
-    mine, other = (made(noise(2, 24, 16, seed=i), c, context) for i in range(2))
-    assert torch.equal(mine, other)
-    assert len(torch.unique(mine[0], dim=0)) == 24
+def test_without_noisy_patches_the_state_is_not_seen():
+    size = (8, 12)
+    made = encoder(size, noisy_patches=False)
+    context = made.condition(gridded(size), size, (4, 6))
+    mine, other = (made(noise(2, 24, 16, seed=i), torch.zeros(2, 16), context) for i in range(2))
+    assert torch.equal(mine, other) and mine.std() > 0.1
 
 
 @pytest.mark.parametrize("size", [(8, 12), (16, 10)])
@@ -256,6 +255,34 @@ def test_a_network_that_predicts_the_picture_starts_as_the_interpolation():
     answer.square().sum().backward()
     assert network.head.weight.grad is not None and network.head.weight.grad.any()
     assert not Smallest(encoder(size, awake=False, residual=False))(observed, size).any()
+
+
+@pytest.mark.parametrize("config", [DiTConfig, JiTConfig, PixelDiTConfig])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_every_backbone_starts_as_the_interpolation_and_learns_from_there(config, noisy):
+    size, observed = (8, 12), gridded((8, 12))
+    assert observed.seen is not None and observed.mask is not None
+    spec = Spec(channels=3, axes=grid_axes(size))
+    more = {"context_start": 0} if config is JiTConfig else {}
+    splatted = SplatConfig(noisy_patches=noisy)
+    torch.manual_seed(0)
+    model = config(width=32, depth=1, heads=2, patch_size=2, encoder=splatted, **more).build(spec)
+    network, x, t = Network(model), noise(2, 3, *size), torch.tensor([0.1, 0.9])
+    answer = network(x, t, observed).value
+    fill = splat(observed.seen, observed.mask.float()).filled
+    assert torch.equal(answer, fill)
+    # Nothing observed at all is one row for the whole batch.
+    assert not network(x, t, Given()).value.any()
+    for _ in range(4):  # the head first, then what it lets through
+        model.zero_grad()
+        (network(x, t, observed).value - 0.3).square().mean().backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0 if p.grad is None else 0.1 * p.grad)
+    context = network.condition(observed, size)
+    learnt = network(x, t, observed).value
+    assert torch.equal(network(x, t, observed, context).value, learnt)
+    assert model.encoder.linear.weight.any() and not torch.equal(learnt, fill)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 2.0), (2.0, 0.0), (2.0, -1.0)])

@@ -198,7 +198,9 @@ def show(
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd.")],
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd.")
+    ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = ...,  # type: ignore[assignment]

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from pointillist.encoders.encoder import Encoder, Site
 from pointillist.layers.attention import zero_
-from pointillist.layers.embed import sincos
 from pointillist.layers.observations import grid_of
-from pointillist.layers.patch import patch_grid, patchify
+from pointillist.layers.patch import patchify
 from pointillist.layers.splat import SCALES, splat, splat_channels
 from pointillist.types import Given, InputError, config
 
@@ -19,8 +18,8 @@ from pointillist.types import Given, InputError, config
 class SplatConfig:
     """`scales` are those of `layers.splat`, in cells, the widest first.
 
-    `noisy_patches`: tokens are added to those of the noisy state; without, the network sees only
-    the observation and the place of each patch. `residual`: the network's answer is added to the
+    `noisy_patches`: tokens are added to those of the noisy state, which otherwise the blocks do not
+    see: one learnt token takes their place. `residual`: the network's answer is added to the
     interpolation, for networks that predict the picture itself.
     """
 
@@ -44,8 +43,8 @@ class SplatConfig:
 class Context(NamedTuple):
     """What was observed, as tokens, and interpolated where the answer is added to that."""
 
-    tokens: Float[Tensor, "b n d"]
-    guess: Float[Tensor, "b c *space"] | None
+    tokens: Float[Tensor, "_ n d"]
+    guess: Float[Tensor, "_ c *space"] | None
 
 
 class SplatEncoder(Encoder):
@@ -58,34 +57,34 @@ class SplatEncoder(Encoder):
     def __init__(self, config: SplatConfig, site: Site) -> None:
         super().__init__()
         self.config, self.channels, self.patch_size = config, site.channels, site.patch_size
-        self.width, self.trained = site.width, patch_grid(site.size, site.patch_size)
         cells = site.patch_size ** len(site.size)
         features = splat_channels(site.channels, config.scales)
         self.linear = nn.Linear(features * cells, site.width, bias=False)
+        self.query = None if config.noisy_patches else nn.Parameter(torch.empty(site.width))
         self.initialise()
 
     def initialise(self) -> None:
         zero_(self.linear)
+        if self.query is not None:
+            nn.init.normal_(self.query, std=0.02)
 
     def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Context:
         device = self.linear.weight.device
         found = grid_of(given, self.channels, size)
-        if found is None:  # mid-grey everywhere, and of no density
-            zero = torch.zeros(1, self.channels + 1, *size, device=device)
-            found = zero[:, :-1], zero[:, -1:]
-        seen, density = found
+        if found is None:
+            found = torch.zeros(1, self.channels, *size), torch.zeros(1, 1, *size)
+        seen, density = (v.to(device) for v in found)
         filled, features = splat(seen, density, self.config.scales)
         tokens = self.linear(patchify(features, self.patch_size))
-        if not self.config.noisy_patches:
-            tokens = tokens + sincos(grid, self.trained, self.width, device)
         return Context(tokens, filled if self.config.residual else None)
 
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Context
     ) -> Float[Tensor, "b n d"]:
-        if self.config.noisy_patches:
-            return patches + context.tokens
-        return context.tokens.to(patches.dtype).expand_as(patches)
+        # The residual stream is float32, under autocast too.
+        if self.query is None:
+            return torch.add(patches.float(), context.tokens)
+        return torch.add(self.query.float(), context.tokens).expand_as(patches)
 
     def guess(self, context: Context) -> Float[Tensor, "b c *space"] | None:
         return context.guess
