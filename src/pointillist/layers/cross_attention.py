@@ -130,7 +130,7 @@ class TokenBlock(nn.Module):
         self.mlp = SwiGLU(width, int(width * mlp_ratio), bias=False)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "_ n"] | None = None
     ) -> Float[Tensor, "b n d"]:
         h = self.norm1(x)
         x = x + self.attention(h, self.attention.keys(h), mask)
