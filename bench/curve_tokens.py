@@ -1,0 +1,92 @@
+"""The curve encoder's tokens of a batch against a loop over its samples, forward and backward.
+
+python bench/curve_tokens.py
+"""
+
+import torch
+from record import alternate, record
+from torch import Tensor
+
+from pointillist.encoders.curve_tokens import CurveTokenizer
+from pointillist.layers.coordinates import place
+from pointillist.layers.curve import curve_order, curve_rank
+from pointillist.layers.observations import centres
+from pointillist.types import Given
+
+BATCH, SIZE, SHARE, GROUP, ROUNDS = 256, (32, 32), 0.2, 8, 20
+
+
+def one_by_one(tokenizer: CurveTokenizer, seen: Tensor, mask: Tensor) -> list[Tensor]:
+    """Each sample's observed pixels picked, coded, grouped and projected by itself."""
+    cells = mask[0].numel()
+    order = curve_order(SIZE, tokenizer.curve)
+    position = curve_rank(SIZE, tokenizer.curve) / (cells - 1)
+    places = place(centres(SIZE), SIZE, tokenizer.coordinates)
+    assert tokenizer.code is not None
+    tokens = []
+    for picture, known in zip(seen.flatten(2), mask.flatten(1), strict=True):
+        here = order[known[order]]
+        point = torch.cat(
+            (
+                picture[:, here].T,
+                torch.ones(len(here), 1),
+                tokenizer.code(places[here]),
+                position[here, None],
+            ),
+            1,
+        )
+        empty = point.new_zeros(-len(here) % tokenizer.group, point.shape[1])
+        groups = torch.cat((point, empty)).view(-1, tokenizer.group * point.shape[1])
+        tokens.append(tokenizer.norm(tokenizer.project(groups)))
+    return tokens
+
+
+def times(width: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    tokenizer = CurveTokenizer(3, width, (4, 4), GROUP, "hilbert")
+    seen = torch.rand(BATCH, 3, *SIZE) * 2 - 1
+    mask = torch.rand(BATCH, 1, *SIZE) < SHARE
+    given = Given(seen=seen, mask=mask)
+
+    ours, loop = tokenizer(given, SIZE), one_by_one(tokenizer, seen, mask[:, 0])
+    for i, tokens in enumerate(loop):
+        torch.testing.assert_close(ours.value[i][ours.mask[i]], tokens, rtol=1e-4, atol=1e-5)
+
+    def forward_ours() -> None:
+        with torch.no_grad():
+            tokenizer(given, SIZE)
+
+    def forward_loop() -> None:
+        with torch.no_grad():
+            one_by_one(tokenizer, seen, mask[:, 0])
+
+    def both_ours() -> None:
+        tokenizer(given, SIZE).value.square().sum().backward()
+
+    def both_loop() -> None:
+        torch.cat(one_by_one(tokenizer, seen, mask[:, 0])).square().sum().backward()
+
+    found = alternate(
+        {
+            "batch": forward_ours,
+            "loop": forward_loop,
+            "batch, with gradients": both_ours,
+            "loop, with gradients": both_loop,
+        },
+        ROUNDS,
+    )
+    return found | {
+        "times faster": round(found["loop"] / found["batch"], 1),
+        "times faster, with gradients": round(
+            found["loop, with gradients"] / found["batch, with gradients"], 1
+        ),
+    }
+
+
+def main() -> None:
+    facts = {f"width {width}": times(width) for width in (64, 256, 512)}
+    record("curve-tokens", {"batch": BATCH, "size": SIZE, "share": SHARE, **facts})
+
+
+if __name__ == "__main__":
+    main()
