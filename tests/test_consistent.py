@@ -34,7 +34,7 @@ from pointillist.guidance import (
     moved,
     network_field,
 )
-from pointillist.measure import Blur, Box, Mask
+from pointillist.measure import Blur, Box, Chain, Mask
 from pointillist.objective import GVPConfig, Objective, StraightConfig, VEConfig
 from pointillist.samplers import SAMPLERS, STOCHASTIC, time_grid
 from pointillist.types import Estimate, Given, InputError, Prediction
@@ -379,6 +379,19 @@ def test_a_network_without_gradients_is_led_as_the_field_behind_it(method, predi
     torch.testing.assert_close(end, exact, rtol=0, atol=0.03 if predict == "eps" else 1e-4)
     assert not end.requires_grad
     assert count.nfe == 8 * (2 if method.kind == "repaint" else 1)
+
+
+@each_method
+def test_a_network_in_bfloat16_leaves_the_measurement_in_float32(method):
+    """Under autocast conjugate gradients on a blurred mean would grow without bound."""
+    measure = Chain(Blur(1.0), Box((2,)))
+    y, x = measure(begin(2)).float(), drawn("x", 4, (1, N), 2).float()
+    for level in (0.0, 0.05):
+        rest = gaussian(), x, time_grid(6), measure, y, level
+        with torch.autocast("cpu", torch.bfloat16):
+            end = method.apply(SAMPLERS["euler"], *rest, noise=lambda i: fresh(i, 2).float())
+        exact = method.apply(SAMPLERS["euler"], *rest, noise=lambda i: fresh(i, 2).float())
+        torch.testing.assert_close(end, exact, rtol=0, atol=1e-5)
 
 
 def test_the_pair_stays_one_of_the_state_it_was_asked_about():

@@ -13,8 +13,8 @@ pictures of independent values of standard deviation `spread`.
 
 Sources: Wang et al. 2212.00490 (DDNM), Song et al. 2023 (Pseudoinverse-guided diffusion models,
 ICLR), Chung et al. 2209.14687 (DPS), Lugmayr et al. 2201.09865 (RePaint), Rozet et al. 2405.13712
-(C by Tweedie's formula inside of conjugate gradients). `docs/consistency.md` derives all of them on
-our paths and measures each on a Gaussian whose answer is known.
+(C by Tweedie's formula in all of it). `docs/consistency.md` derives all of them on our paths and
+measures each on a Gaussian whose answer is known.
 """
 
 import itertools
@@ -47,6 +47,11 @@ def _strength(path: Interpolant, x: State) -> float:
     return path.noise_strength(tuple(x.shape[2:]))
 
 
+def _whole(x: State) -> torch.autocast:
+    """No autocast: a network may round to bfloat16, a pseudo-inverse that does has no bound."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def corrected(
     field: Field, measure: Measure, y: Measured, noise: float = 0.0, spread: float = 1.0
 ) -> Field:
@@ -61,7 +66,8 @@ def corrected(
         ridge = 0.0
         if noise:
             ridge = float(noise**2 / variance(field.path, t, _strength(field.path, x), spread))
-        by = measure.pseudo_inverse(y - measure(pair.x), ridge)
+        with _whole(x):
+            by = measure.pseudo_inverse(y - measure(pair.x), ridge)
         return moved(pair, by, t, field.path)
 
     return Field(estimate, field.path)
@@ -90,7 +96,8 @@ def _by_gradient(field: Field, correction: Callable[[State, Pull, Tensor], State
             return scale * back
 
         found = picture.detach()
-        found = found + correction(found, pull, at)
+        with _whole(x):
+            found = found + correction(found, pull, at)
         return Estimate(found, (x - path.alpha(t) * found) / path.sigma(t))
 
     return Field(estimate, path)
@@ -132,30 +139,37 @@ def moment_matched(
 ) -> Field:
     """x0 + C A^T (A C A^T + noise^2)^-1 (y - A x0) with the network's own C throughout.
 
-    The bracket is solved by conjugate gradients of at most `iterations` steps, one backward pass
-    each. It is the posterior itself where the pictures are Gaussian and the steps suffice.
+    The bracket is solved in at most `iterations` steps, one backward pass each, every one of which
+    makes the residual smaller: generalised conjugate residuals, as the C of a trained network need
+    be neither symmetric nor positive. It is the posterior itself where the pictures are Gaussian
+    and the steps suffice.
     """
 
     def correction(picture: State, pull: Pull, t: Tensor) -> State:
-        residual = y - measure(picture)
-        by, way, weight = torch.zeros_like(picture), residual, _inner(residual, residual)
-        first = weight
+        residual, by = y - measure(picture), torch.zeros_like(picture)
+        enough = 1e-12 * _inner(residual, residual)
+        walked: list[tuple[Tensor, Tensor]] = []
         for _ in range(iterations):
-            spread = pull(measure.transpose(way))  # C A^T way, whose sum the correction is
-            ahead = measure(spread) + noise**2 * way
-            curve = _inner(way, ahead)
-            # C of a trained network need not be positive: such a way is not walked.
-            going = (weight > 1e-12 * first) & (curve > 0)
-            length = torch.where(going, weight / curve, 0)
-            by = by + length.view(-1, *[1] * (by.dim() - 1)) * spread
-            shaped = length.view(-1, *[1] * (residual.dim() - 1))
-            residual = residual - shaped * ahead
-            before, weight = weight, torch.where(going, _inner(residual, residual), 0)
-            ratio = torch.where(before > 0, weight / before, 0)
-            way = residual + ratio.view(shaped.shape) * way
+            going = _inner(residual, residual) > enough
+            step = pull(measure.transpose(residual))  # C A^T of it; the correction is made of these
+            ahead = measure(step) + noise**2 * residual
+            for earlier, image in walked:
+                share = _ratio(_inner(ahead, image), _inner(image, image))
+                step, ahead = step - _times(share, earlier), ahead - _times(share, image)
+            length = _ratio(_inner(residual, ahead), _inner(ahead, ahead)) * going
+            by, residual = by + _times(length, step), residual - _times(length, ahead)
+            walked.append((step, ahead))
         return by
 
     return _by_gradient(field, correction)
+
+
+def _times(factor: Float[Tensor, " b"], value: Tensor) -> Tensor:
+    return factor.view(-1, *[1] * (value.dim() - 1)) * value
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / below, 0)
 
 
 def _inner(a: Tensor, b: Tensor) -> Float[Tensor, " b"]:
@@ -259,14 +273,16 @@ class _Method(ABC):
         """
         if not 0 <= level < math.inf:
             raise InputError(f"noise is {level}; a measurement's is 0 or more, and finite")
-        measured = tuple(measure(x).shape)
+        with _whole(x):
+            measured = tuple(measure(x).shape)
         if tuple(y.shape) != measured:
             raise InputError(
                 f"y has shape {'x'.join(map(str, y.shape))}, the measurement of these pictures "
                 f"{'x'.join(map(str, measured))}; give one row a picture"
             )
         x = self.walk(sampler, self.field(field, measure, y, level), x, times, noise, watch)
-        return measure.project(x, y) if self.binds and not level else x
+        with _whole(x):
+            return measure.project(x, y) if self.binds and not level else x
 
 
 def _check_spread(spread: float) -> None:
