@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pointillist.layers.coordinates import Convention, LearnableFourierMLP, fourier, place
 from pointillist.layers.curve import LONGEST, Curve, curve_index, curve_order, curve_rank
-from pointillist.layers.observations import cell_of, centres, grid_of, points_of
+from pointillist.layers.observations import cell_of, centres, points_of, whole_pixels
 from pointillist.types import Given
 
 FINER = 6  # halvings of a cell that tell points in it apart along the curve
@@ -30,12 +30,24 @@ class Tokens(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Observed points in the order of the curve, filled up to whole groups with zeros."""
+    """Observed points, sample after sample, in the order of the curve: only those there are."""
 
-    at: Float[Tensor, "b m s"]
-    value: Float[Tensor, "b m c"]
-    real: Bool[Tensor, "b m"]
-    cell: Int[Tensor, "b m"]
+    at: Float[Tensor, "k s"]
+    value: Float[Tensor, "k c"]
+    cell: Int[Tensor, " k"]
+    sample: Int[Tensor, " k"]
+    counts: Int[Tensor, " b"]
+
+
+def there(known: Bool[Tensor, "b m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Sample and place of all that is observed; everything of what has no values (`describe`)."""
+    if known.is_meta:
+        b, m = known.shape
+        return (
+            torch.arange(b, device=known.device).repeat_interleave(m),
+            torch.arange(m, device=known.device).repeat(b),
+        )
+    return known.nonzero(as_tuple=True)
 
 
 class CurveTokenizer(nn.Module):
@@ -79,43 +91,68 @@ class CurveTokenizer(nn.Module):
         """size: cells of the grid whose curve orders the points. One token, not real, for nothing
         observed.
         """
-        gridded = given.at is None and given.seen is not None and given.seen.shape[2:] == size
+        gridded = self._is_gridded(given, size)
         points = self._cells(given, size) if gridded else self._scattered(given, size)
         if points is None:
             zeros = self.norm.weight.new_zeros(1, 1, self.norm.weight.shape[0])
             nowhere = zeros.new_zeros(1, 1, len(size))
             return Tokens(zeros, torch.zeros(1, 1, dtype=torch.bool, device=zeros.device), nowhere)
-        real = points.real.unflatten(1, (-1, self.group))
-        mask = real.any(-1)
+        counts = points.counts
+        most = points.cell.shape[0] if counts.is_meta else int(counts.max())
+        n = max(1, -(-most // self.group))
+        # Where each point goes among b * n groups of `group` slots.
+        start = points.counts.cumsum(0) - points.counts
+        slot = torch.arange(points.cell.shape[0], device=start.device) - start[points.sample]
+        slot = slot + points.sample * (n * self.group)
+        taken = (points.counts[:, None] - self._firsts(n, start.device)).clamp(0, self.group)
         at = place(points.at, size, self.coordinates)
         # A grid's places are coded once where that is less than once for every observed cell.
-        tabled = gridded and math.prod(size) <= mask.numel()
-        x = self._bags(points, size) if tabled else self._direct(points, at, size)
+        if gridded and math.prod(size) <= points.cell.shape[0]:
+            x = self._bags(points, slot, taken, size)
+        else:
+            x = self._direct(points, at, slot, taken, size)
         if self.token_mlp is not None:
             x = self.token_mlp(x)
-        x = self.norm(x).masked_fill(~mask[..., None], 0)
-        return Tokens(x, mask, self._means(at.unflatten(1, (-1, self.group)), real))
+        x = self.norm(x).masked_fill(taken[..., None] == 0, 0)
+        return Tokens(x, taken > 0, self._means(self._spread(at, slot, taken), taken))
+
+    def _firsts(self, n: int, device: torch.device) -> Int[Tensor, "1 n"]:
+        return torch.arange(n, device=device)[None] * self.group
 
     # Points in order.
 
+    def _is_gridded(self, given: Given, size: tuple[int, ...]) -> bool:
+        """Whether all there is are cells of the curve's own grid."""
+        seen = given.seen
+        return given.at is None and seen is not None and seen.shape[1:] == (self.channels, *size)
+
     def _cells(self, given: Given, size: tuple[int, ...]) -> Points:
-        found = grid_of(given, self.channels, size)
-        assert found is not None
-        seen, known = found[0].flatten(2), found[1].flatten(2) > 0
-        order = curve_order(size, self.curve, seen.device)[None].expand(seen.shape[0], -1)
-        return self._pick(centres(size).to(seen.device)[None], seen, known, order, size)
+        assert given.seen is not None
+        mask = given.seen.isfinite() if given.mask is None else given.mask
+        order = curve_order(size, self.curve, mask.device)
+        known = whole_pixels(mask).flatten(1).index_select(1, order)
+        sample, along = there(known)
+        cell = order[along]
+        # Hidden values are never read, so they may be NaN.
+        value = given.seen.flatten(2).mT[sample, cell]
+        at = centres(size).to(mask.device)[cell]
+        return Points(at, value, cell, sample, known.sum(1))
 
     def _scattered(self, given: Given, size: tuple[int, ...]) -> Points | None:
         found = points_of(given, self.channels)
-        if found is None or found[0].shape[1] == 0:
+        if found is None:
             return None
-        at, value, known = found
+        at, value, valid = found
         # Points in one smallest cell go by their coordinates, and at one place by their values.
-        keys = [*value.unbind(1), *at.unbind(2), self._along(at, size)]
+        keys = [*value.detach().unbind(1), *at.unbind(2), self._along(at, size)]
         order = keys[0].argsort(dim=1, stable=True)
         for key in keys[1:]:
             order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
-        return self._pick(at, value, known, order, size)
+        known = valid[:, 0].gather(1, order)
+        sample, along = there(known)
+        point = order[sample, along]
+        at = at[sample, point]
+        return Points(at, value.mT[sample, point], cell_of(at[None], size)[0], sample, known.sum(1))
 
     def _along(self, at: Float[Tensor, "b m s"], size: tuple[int, ...]) -> Int[Tensor, "b m"]:
         """Numbers along the curve of the grid, continued within its cells."""
@@ -125,56 +162,47 @@ class CurveTokenizer(nn.Module):
         cell = ((at.double() + 1) / 2 * edge).floor().long().clamp(min=0)
         return curve_index(torch.minimum(cell, edge - 1), bits + finer, self.curve)
 
-    def _pick(
-        self,
-        at: Float[Tensor, "_ m s"],
-        value: Float[Tensor, "b c m"],
-        known: Bool[Tensor, "b 1 m"],
-        order: Int[Tensor, "b m"],
-        size: tuple[int, ...],
-    ) -> Points:
-        """The observed among ordered points, moved to the front."""
-        b, m = order.shape
-        there = known[:, 0].gather(1, order)
-        count = there.sum(1)
-        # Of what has no values, as in `describe`, all is taken as observed.
-        most = m if count.is_meta else int(count.max())
-        slots = max(1, -(-most // self.group)) * self.group
-        # Whatever is not observed goes to one slot too many, which is cut off.
-        slot = torch.where(there, there.cumsum(1) - 1, slots)
-        chosen = order.new_zeros(b, slots + 1).scatter_(1, slot, order)[:, :slots]
-        real = torch.arange(slots, device=order.device) < count[:, None]
-        chosen = chosen.masked_fill(~real, 0)
-        at = at.expand(b, -1, -1).gather(1, chosen[..., None].expand(-1, -1, at.shape[2]))
-        wide = chosen[:, None].expand(-1, value.shape[1], -1)
-        value = torch.where(real[:, None], value.gather(2, wide), 0).mT
-        return Points(at, value, real, cell_of(at, size))
-
     # Tokens of ordered points.
 
-    def _told(self, points: Points) -> Float[Tensor, "b m c2"]:
-        if not self.valid_flag:
-            return points.value
-        return torch.cat((points.value, points.real[..., None].to(points.value.dtype)), -1)
+    def _spread(
+        self, x: Float[Tensor, "k f"], slot: Int[Tensor, " k"], taken: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b n g f"]:
+        """Points in their slots; zeros in those that are left over."""
+        slots = x.new_zeros(taken.numel() * self.group, x.shape[1]).index_copy(0, slot, x)
+        return slots.view(*taken.shape, self.group, x.shape[1])
+
+    def _told(self, points: Points) -> Float[Tensor, "k c2"]:
+        return F.pad(points.value, (0, int(self.valid_flag)), value=1.0)
 
     def _places(
-        self, at: Float[Tensor, "*b s"], rank: Int[Tensor, " *b"], cells: int
-    ) -> Float[Tensor, "*b f"]:
-        code = fourier(at, self.bands) if self.code is None else self.code(at)
+        self, at: Float[Tensor, "k s"], rank: Int[Tensor, " k"], cells: int
+    ) -> Float[Tensor, "k f"]:
+        code = fourier(at, self.bands) if self.code is None else self.code(at).float()
         if not self.position:
             return code
         return torch.cat((code, rank[..., None] / max(cells - 1, 1)), -1)
 
     def _direct(
-        self, points: Points, at: Float[Tensor, "b m s"], size: tuple[int, ...]
+        self,
+        points: Points,
+        at: Float[Tensor, "k s"],
+        slot: Int[Tensor, " k"],
+        taken: Int[Tensor, "b n"],
+        size: tuple[int, ...],
     ) -> Float[Tensor, "b n d"]:
         """The linear layer on all features of every group."""
         rank = curve_rank(size, self.curve, at.device)[points.cell]
-        places = self._places(at, rank, math.prod(size)) * points.real[..., None]
-        features = torch.cat((self._told(points), places), -1)
-        return self.project(features.unflatten(1, (-1, self.group)).flatten(2))
+        places = self._places(at, rank, math.prod(size))
+        features = torch.cat((self._told(points).to(places.dtype), places), -1)
+        return self.project(self._spread(features, slot, taken).flatten(2))
 
-    def _bags(self, points: Points, size: tuple[int, ...]) -> Float[Tensor, "b n d"]:
+    def _bags(
+        self,
+        points: Points,
+        slot: Int[Tensor, " k"],
+        taken: Int[Tensor, "b n"],
+        size: tuple[int, ...],
+    ) -> Float[Tensor, "b n d"]:
         """The same: what the linear layer makes of each cell in each slot, made once and added up.
 
         A batch of b pictures with n tokens each multiplies cells * group rows instead of
@@ -186,20 +214,16 @@ class CurveTokenizer(nn.Module):
         weight = self.project.weight.unflatten(1, (self.group, -1))
         of_places = weight[..., self.told :].transpose(0, 1).flatten(0, 1)
         table = F.linear(places, of_places).float().view(cells * self.group, -1)
-        nothing = torch.zeros_like(table[:1])
-        slot = torch.arange(self.group, device=device).repeat(points.cell.shape[1] // self.group)
-        bag = torch.where(points.real, points.cell * self.group + slot, cells * self.group)
-        summed = F.embedding_bag(
-            bag.view(-1, self.group), torch.cat((table, nothing)), mode="sum"
-        ).view(bag.shape[0], -1, table.shape[1])  # fmt: skip
-        told = self._told(points).unflatten(1, (-1, self.group)).flatten(2)
+        filled = taken.flatten().cumsum(0) - taken.flatten()
+        entry = points.cell * self.group + slot % self.group
+        summed = F.embedding_bag(entry, table, filled, mode="sum").view(*taken.shape, -1)
+        told = self._spread(self._told(points), slot, taken).flatten(2)
         return F.linear(told, weight[..., : self.told].flatten(1), self.project.bias) + summed
 
     def _means(
-        self, at: Float[Tensor, "b n g s"], real: Bool[Tensor, "b n g"]
+        self, at: Float[Tensor, "b n g s"], taken: Int[Tensor, "b n"]
     ) -> Float[Tensor, "b n s"]:
-        count = real.sum(-1, keepdim=True)
-        total = (at * real[..., None]).sum(2)
+        count, total = taken[..., None], at.sum(2)
         if self.coordinates == "centre":
             return total / count.clamp(min=1)
         last = (count - 1).clamp(min=0)[..., None].expand(-1, -1, 1, at.shape[-1])
