@@ -104,7 +104,7 @@ def known_of(known: object, count: int, channels: int, size: tuple[int, ...]) ->
             f"given too; give the grid's values or the points"
         )
     skew = any(n * size[0] != there[0] * m for n, m in zip(there, size, strict=True))
-    if skew or there > size:
+    if skew or there[0] > size[0]:
         raise InputError(
             f"seen lies on {_times(there)} cells, the pictures have {_times(size)}; give it on the "
             f"same grid or a coarser one of the same aspect ratio, or ask for another size"

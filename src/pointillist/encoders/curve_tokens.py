@@ -47,7 +47,8 @@ def there(known: Bool[Tensor, "b m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " 
             torch.arange(b, device=known.device).repeat_interleave(m),
             torch.arange(m, device=known.device).repeat(b),
         )
-    return known.nonzero(as_tuple=True)
+    sample, place = known.nonzero(as_tuple=True)
+    return sample, place
 
 
 class CurveTokenizer(nn.Module):
