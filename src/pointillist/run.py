@@ -122,6 +122,12 @@ class Run:
                 f"task.kind is {self.task.kind}, but model.encoder.kind is none, so model "
                 f"{self.model.kind} cannot see what is observed; set model.encoder.kind=grid"
             )
+        if getattr(encoder, "residual", False) and self.objective.predict != "x":
+            raise InputError(
+                f"model.encoder.residual is true, but objective.predict is "
+                f"{self.objective.predict}: the answer is added to a picture; set "
+                f"objective.predict=x or model.encoder.residual=false"
+            )
 
 
 @functools.cache
