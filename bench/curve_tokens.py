@@ -3,8 +3,15 @@
 On one thread of a CPU both are bound by arithmetic: at width 256 the loop multiplies about twelve
 times as much, which bounds what can be gained there.
 
-python bench/curve_tokens.py
+    python bench/curve_tokens.py [--published DIR] [--threads 1]
+
+DIR is a checkout of github.com/colpark/kevinhelp1, whose tokenizer then takes its turns too, as it
+is published: 16 bands, a Python loop over the samples.
 """
+
+import argparse
+import sys
+from pathlib import Path
 
 import torch
 from record import alternate, record
@@ -44,7 +51,7 @@ def one_by_one(tokenizer: CurveTokenizer, seen: Tensor, mask: Tensor) -> list[Te
     return tokens
 
 
-def times(width: int) -> dict[str, float]:
+def times(width: int, published: Path | None) -> dict[str, float]:
     torch.manual_seed(0)
     tokenizer = CurveTokenizer(3, width, (4, 4), GROUP, "hilbert")
     seen = torch.rand(BATCH, 3, *SIZE) * 2 - 1
@@ -69,25 +76,45 @@ def times(width: int) -> dict[str, float]:
     def both_loop() -> None:
         torch.cat(one_by_one(tokenizer, seen, mask[:, 0])).square().sum().backward()
 
-    found = alternate(
-        {
-            "batch": forward_ours,
-            "loop": forward_loop,
-            "batch, with gradients": both_ours,
-            "loop, with gradients": both_loop,
-        },
-        ROUNDS,
-    )
-    return found | {
-        "times faster": round(found["loop"] / found["batch"], 1),
-        "times faster, with gradients": round(
-            found["loop, with gradients"] / found["batch, with gradients"], 1
-        ),
+    calls = {
+        "batch": forward_ours,
+        "loop": forward_loop,
+        "batch, with gradients": both_ours,
+        "loop, with gradients": both_loop,
     }
+    if published is not None:
+        theirs = tokenizer_of(published, width)
+
+        def forward_published() -> None:
+            with torch.no_grad():
+                theirs(seen, mask.float())
+
+        calls["published"] = forward_published
+    found = alternate(calls, ROUNDS)
+    ratios = {
+        "times faster": found["loop"] / found["batch"],
+        "times faster, with gradients": found["loop, with gradients"]
+        / found["batch, with gradients"],
+    }
+    if "published" in found:
+        ratios["times faster than published"] = found["published"] / found["batch"]
+    return found | {name: round(ratio, 1) for name, ratio in ratios.items()}
+
+
+def tokenizer_of(folder: Path, width: int) -> torch.nn.Module:
+    sys.path.insert(0, str(folder))
+    from src.models.layers.sfc_encoder import SFCTokenizer
+
+    return SFCTokenizer(3, width, curve="hilbert", group_size=GROUP)
 
 
 def main() -> None:
-    facts = {f"width {width}": times(width) for width in (64, 256)}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--published", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    facts = {f"width {width}": times(width, asked.published) for width in (64, 256)}
     record("curve-tokens", {"batch": BATCH, "size": SIZE, "share": SHARE, **facts})
 
 
