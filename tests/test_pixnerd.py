@@ -297,7 +297,8 @@ def batch_of(first, b=4, size=(16, 16)):
 
 @pytest.mark.parametrize("hinted", [False, True], ids=["plain", "hinted"])
 def test_micro_batches_give_the_same_gradient_at_every_scale(hinted, monkeypatch):
-    model = made((16, 16), scales=(1, 2), **({"encoder": GridConfig()} if hinted else {})).train()
+    more = {"encoder": GridConfig()} if hinted else {}
+    model = made((16, 16), scales=(1, 2), jitter=1.0, **more).train()
     task = HintsConfig(share=0.4, absent=0.25) if hinted else Run.load("debug").task
     run, seen = Run(model=model.config, task=task), set()
     rendered_by = model.render

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pointillist.draws import Draw
 from pointillist.objective import GVPConfig, StraightConfig, VEConfig, VPConfig
-from pointillist.resolution import base_scale, box_means, coarsen
+from pointillist.resolution import base_scale, box_means, coarsen, moved
 from pointillist.types import InputError
 
 PATHS = [StraightConfig, GVPConfig, VPConfig, VEConfig]
@@ -118,3 +118,27 @@ def test_whole_multiples_of_the_trained_size_are_seen_at_it():
 def test_a_size_that_fits_no_patches_is_refused_with_one_that_does():
     with pytest.raises(InputError, match="size 65x64 is no multiple of the patch size 8; 64x64"):
         base_scale((65, 64), (32, 32), 8)
+
+
+def test_a_picture_that_is_moved_by_nothing_stays_and_a_slope_is_met_where_it_is_taken():
+    slope = torch.linspace(-1, 1, 12)[:, None] + torch.linspace(0, 3, 8) ** 2
+    x = slope.double()[None, None]
+    assert torch.equal(moved(x, torch.zeros(2, 4)), x)
+    offsets = torch.tensor([[0.1, -0.4, 0.3, 0.49], [-0.5, 0.2, 0.0, -0.1]])
+    rows = (torch.arange(12) + offsets[0].repeat(3)).double() * 2 / 11 - 1
+    columns = ((torch.arange(8) + offsets[1].repeat(2)).double() * 3 / 7) ** 2
+    found = moved(x, offsets)[0, 0]
+    # A cubic through four cells is exact for squares; at the rim a cell stands in for one beyond.
+    expected = rows[:, None] + columns
+    torch.testing.assert_close(found[2:-2, 2:-2], expected[2:-2, 2:-2], rtol=1e-6, atol=1e-6)
+
+
+def test_moving_works_on_one_to_three_axes_and_in_every_patch_alike():
+    for axes in (1, 2, 3):
+        x = torch.randn(2, 3, *[8] * axes, generator=torch.manual_seed(0))
+        offsets = torch.rand(axes, 4, generator=torch.manual_seed(1)) - 0.5
+        again = torch.cat((x, x), -1)
+        inner = (..., slice(9, -2)) if axes == 1 else (..., slice(2, -2), slice(9, -2))
+        there = moved(again, offsets)[inner]
+        here = moved(torch.cat((again, x), -1), offsets)[(*inner[:-1], slice(9, 14))]
+        torch.testing.assert_close(there[..., :5], here)

@@ -327,7 +327,7 @@ def read_pixnerd(weights: Weights, path: Path) -> Seen:
         "mlp_ratio": ratio(width, hidden, lambda r: int(int(width * r) * 2 / 3)),
         "decoder_width": inner, "decoder_depth": depth(weights, "field_blocks."),
         "decoder_ratio": written // (2 * inner**2), "bands": bands, "coordinates": "corner",
-        "jitter": False, "encoder": {"kind": "none"},
+        "jitter": 0.0, "encoder": {"kind": "none"},
     }  # fmt: skip
     return Seen(model, {}, channels, count_classes(weights, path), None)
 

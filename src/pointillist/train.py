@@ -5,9 +5,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pointillist.data.loader import batches
@@ -25,7 +26,7 @@ from pointillist.losses import criterion
 from pointillist.losses.align import Alignment, Taught, build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
-from pointillist.resolution import coarsen
+from pointillist.resolution import coarsen, moved
 from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
@@ -219,16 +220,19 @@ def backward(
     home = torch.device("cpu") if device.type == "mps" else device
     # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
     torch.manual_seed((run.seed ^ purpose_word("dropout")) + first)
+    asked = rendering(run, network, first)
     for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
         eps = run.objective.noise(draw, tuple(part.x.shape[1:])).to(device)
         x = part.x.to(device)
+        if asked.offsets is not None:
+            x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
         xt = run.objective.mix(x, eps, t)
         with autocast(device, run.train.precision):
             taps = () if alignment is None else alignment.taps
-            answer = respond(run, network, xt, t, given, taps, first)
+            answer = respond(run, network, xt, t, given, taps, asked)
             aligned = None if alignment is None else alignment(answer.hidden[0], x)
         guess = run.objective.read(answer.value.float(), xt, t)
         truth = run.objective.target(x, eps, xt, t)
@@ -241,6 +245,28 @@ def backward(
     return totals
 
 
+class Rendering(NamedTuple):
+    """How a network that renders is asked in a step: the state `scale` times larger than what its
+    patches see, the rows and columns of a patch's cells moved by `offsets`, in cells.
+    """
+
+    scale: int = 1
+    offsets: Float[Tensor, "s e"] | None = None
+
+
+def rendering(run: Run, network: Network, first: int) -> Rendering:
+    """A function of the number of the step's first sample, hence the same in all micro-batches."""
+    takes = network.takes
+    if not takes.renders:
+        return Rendering()
+    draw, axes = Draw(run.seed, torch.tensor([first])), len(network.model.spec.size)  # type: ignore[union-attr, arg-type]
+    scale = takes.renders[int(draw.below("render scale", len(takes.renders)))]
+    if draw.uniform("render moves") >= takes.jitter:
+        return Rendering(scale)
+    edge = scale * run.model.patch_size
+    return Rendering(scale, draw.uniform("render jitter", (axes, edge))[0] - 0.5)
+
+
 def respond(
     run: Run,
     network: Network,
@@ -248,22 +274,19 @@ def respond(
     t: Tensor,
     given: Given,
     taps: tuple[int, ...],
-    first: int,
+    asked: Rendering,
 ) -> Prediction:
-    """The network's answer; one that renders sees the state at a scale drawn for the whole step.
-
-    So is the jitter of its cells. `first`: the number of the step's first sample.
-    """
+    """The network's answer; one that renders sees the state smaller by the scale that is asked."""
     shown = run.objective.see(xt, t)
     if not network.takes.renders:
         return network(*shown, given, taps=taps)
-    draw, scales, axes = Draw(run.seed, torch.tensor([first])), network.takes.renders, xt.dim() - 2
-    r = scales[int(draw.below("render scale", len(scales)))]
-    coarse = shown if r == 1 else run.objective.see(*coarsen(run.objective, xt, t, r))
+    coarse = shown
+    if asked.scale > 1:
+        coarse = run.objective.see(*coarsen(run.objective, xt, t, asked.scale))
     jitter = None
-    if network.takes.jitter:
-        cells = (r * run.model.patch_size) ** axes
-        jitter = draw.uniform("render jitter", (cells, axes))[0].to(xt.device) - 0.5
+    if asked.offsets is not None:
+        mesh = torch.meshgrid(*asked.offsets.to(xt.device), indexing="ij")
+        jitter = torch.stack(mesh, -1).flatten(0, -2)
     return network.render(*shown, *coarse, given, None, jitter, taps)
 
 

@@ -129,7 +129,7 @@ class Takes(NamedTuple):
 
     `taps`: the blocks 1, ..., taps whose tokens of width `config.width` its forward gives away.
     `renders`: whole factors between the state and what the model sees of it, as drawn in training;
-    one that has any renders at any. `jitter`: its cells are moved in training.
+    one that has any renders at any. `jitter`: in that share of the steps its cells are moved.
     """
 
     axes: tuple[int, ...] = (2,)
@@ -137,7 +137,7 @@ class Takes(NamedTuple):
     observations: Literal["none", "gridded", "scattered", "any"] = "none"
     taps: int = 0
     renders: tuple[int, ...] = ()
-    jitter: bool = False
+    jitter: float = 0.0
 
 
 @config

@@ -139,12 +139,14 @@ class CurveEncoder(Encoder):
                 where.expand(at.shape[0], -1, -1), at, compute_mode="donot_use_mm_for_euclid_dist"
             )
         if self.null is not None:
-            # It lies nowhere, so at no distance.
             null = self.null.expand(tokens.shape[0], 1, -1)
             tokens = torch.cat((tokens, null), 1)
-            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
             if distance is not None:
-                distance = torch.cat((distance, torch.zeros_like(distance[..., :1])), 2)
+                # It lies nowhere: as far from a patch as the tokens are on average.
+                there = mask[:, None].to(distance.dtype)
+                far = (distance * there).sum(2) / there.sum(2).clamp(min=1)
+                distance = torch.cat((distance, far[..., None]), 2)
+            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
         if self.density is not None:
             density = self.density(observed_share(given, self.site, size, tokens.device)).float()
         keys: tuple[Keys, ...] = ()

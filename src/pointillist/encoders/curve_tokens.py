@@ -13,7 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.layers.coordinates import Convention, LearnableFourierMLP, fourier, place
+from pointillist.layers.coordinates import (
+    Convention,
+    LearnableFourierMLP,
+    fourier,
+    in_float32,
+    place,
+)
 from pointillist.layers.curve import LONGEST, Curve, curve_index, curve_order, curve_rank
 from pointillist.layers.observations import cell_of, centres, points_of, whole_pixels
 from pointillist.types import Given
@@ -92,6 +98,10 @@ class CurveTokenizer(nn.Module):
         """size: cells of the grid whose curve orders the points. One token, not real, for nothing
         observed.
         """
+        with in_float32(self.norm.weight):
+            return self._tokens(given, size)
+
+    def _tokens(self, given: Given, size: tuple[int, ...]) -> Tokens:
         gridded = self._is_gridded(given, size)
         points = self._cells(given, size) if gridded else self._scattered(given, size)
         if points is None:

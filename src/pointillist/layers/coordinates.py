@@ -53,6 +53,11 @@ def fourier(at: Float[Tensor, "*b s"], bands: tuple[int, ...]) -> Float[Tensor, 
     return torch.cat(found, -1)
 
 
+def in_float32(like: Tensor) -> torch.autocast:
+    """Without autocast: in bfloat16 half of a thousand places along a curve are one number."""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
 class FourierFeatures(nn.Module):
     """Linear of the Fourier features of a place."""
 
@@ -62,7 +67,8 @@ class FourierFeatures(nn.Module):
         self.out = nn.Linear(2 * sum(bands), width)
 
     def forward(self, at: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
-        return self.out(fourier(at, self.bands))
+        with in_float32(at):
+            return self.out(fourier(at, self.bands))
 
 
 class LearnableFourierMLP(nn.Module):
@@ -80,4 +86,5 @@ class LearnableFourierMLP(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, at: Float[Tensor, "*b s"]) -> Float[Tensor, "*b d"]:
-        return self.down(F.gelu(self.up(fourier(at, self.bands))))
+        with in_float32(at):
+            return self.down(F.gelu(self.up(fourier(at, self.bands))))

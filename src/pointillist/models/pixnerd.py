@@ -48,8 +48,8 @@ class PixNerdConfig:
     and the paper found it worse. `position_span`: patches lie on [0, span] at any size (0: in steps
     of one). `encoder`: how observations reach the patches. `scales`: in training the patches see
     the state at 1/r of its size, r drawn from these, and the field answers at the whole of it;
-    `jitter` moves the cells' places by up to half a cell, the same way in all patches. Both are for
-    sizes beyond the trained one.
+    in a share `jitter` of the steps the rows and columns of cells in every patch are moved by up to
+    half a cell, and the picture is taken there. Both are for sizes beyond the trained one.
     """
 
     kind: Literal["pixnerd"] = "pixnerd"
@@ -72,7 +72,7 @@ class PixNerdConfig:
     max_period: float = 10.0
     encoder: Observing = NoEncoderConfig()
     scales: tuple[int, ...] = (1,)
-    jitter: bool = True
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "decoder_width", "decoder_depth",
@@ -90,9 +90,12 @@ class PixNerdConfig:
             raise InputError(f"model.position_span is {self.position_span}; it must be 0 or more")
         if self.bands < 2:
             raise InputError(f"model.bands is {self.bands}; it must be 2 or more")
-        if not self.scales or min(self.scales) < 1:
-            raise InputError(f"model.scales is {list(self.scales)}; give whole numbers of 1 or "
-                             f"more, as [1, 2]")  # fmt: skip
+        once = len(set(self.scales)) == len(self.scales)
+        if 1 not in self.scales or min(self.scales) < 1 or not once:
+            raise InputError(f"model.scales is {list(self.scales)}; give 1, at which the trained "
+                             f"size is asked, and others, each once, as [1, 2]")  # fmt: skip
+        if not 0 <= self.jitter <= 1:
+            raise InputError(f"model.jitter is {self.jitter}; it lies in [0, 1]")
 
     @property
     def hidden(self) -> int:
