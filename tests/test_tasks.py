@@ -13,6 +13,7 @@ from PIL import Image
 from pointillist.draws import Draw
 from pointillist.encoders import GridConfig
 from pointillist.models import DiTConfig, Network
+from pointillist.resolution import box_means
 from pointillist.run import Run
 from pointillist.tasks import (
     GenerateConfig,
@@ -22,7 +23,6 @@ from pointillist.tasks import (
     ScatterConfig,
     Task,
     UpscaleConfig,
-    box_means,
 )
 from pointillist.train import backward
 from pointillist.types import Batch, InputError

@@ -28,7 +28,8 @@ BFLOAT16_KEEPS = 0.75
 def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, Any]:
     """Parameters, multiply-accumulates and memory of one forward of one picture.
 
-    As much of it is observed as the run's task shows on average.
+    As much of it is observed as the run's task shows on average, in memory as much as it shows at
+    most: a batch goes by its fullest sample.
 
     `taught`: what a run that goes on has of its alignment; of one that has ended the projector
     alone is left.
@@ -37,6 +38,7 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         model = run.model.build(spec)
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        fullest = observed(given, run.task.most(spec.size), spec)
         given = observed(given, run.task.expected(spec.size), spec)
         t = torch.zeros(1)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
@@ -49,7 +51,7 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     flops = counter.get_total_flops()
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
     with _saved() as held:
-        answer = network(x, t, given, taps=taps if due else ())
+        answer = network(x, t, fullest, taps=taps if due else ())
         projected = alignment.projector(answer.hidden[0]) if alignment and due else None
     # The terms, in float32 at any precision: LPIPS's features weigh most.
     with _saved() as of_terms:

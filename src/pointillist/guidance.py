@@ -54,7 +54,7 @@ def network_field(
     is less than what float32 tells from 1. One that renders sees the state near its training size.
     """
     scale = network.scale(size)
-    context = network.condition(given, tuple(n // scale for n in size))
+    context = network.condition(given, tuple(n // scale for n in size), size)
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
         t = torch.tensor(float(t), dtype=torch.float64)

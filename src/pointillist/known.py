@@ -189,9 +189,11 @@ def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tenso
 
 def rows_of(known: object) -> int:
     """How many pictures are told of; what is wrong with them, `known_of` says."""
+    if isinstance(known, Known):
+        return known.y.shape[0]
     if isinstance(known, tuple) and not isinstance(known, Given):
-        part = known[-1] if known else None
-        return int(part.shape[0]) if isinstance(part, Tensor) and part.dim() else 1
+        part = _tensor("y", known[-1]) if len(known) == 2 else None
+        return 1 if part is None or part.dim() == 0 else part.shape[0]
     if not isinstance(known, Given):
         return 1
     rows = known.seen if known.seen is not None else known.at

@@ -76,6 +76,7 @@ class Run:
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.check_hints()
+        self._check_tasks()
         self._check_guidance(spec)
 
     def _check_guidance(self, spec: Spec) -> None:
@@ -107,6 +108,21 @@ class Run:
                 f"sample.guidance.scale is {guidance.scale}, but task.label_drop is 0, so no "
                 f"unlabelled answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
             )
+
+    def _check_tasks(self) -> None:
+        """What one of the tasks says, against the rest of the configuration."""
+        for task in self.task.singles:
+            if getattr(task, "fixed", False) and self.augment.flip:
+                raise InputError(
+                    "task.fixed is true, but augment.flip turns pictures under their masks, so "
+                    "that other pixels are seen; set augment.flip=false"
+                )
+            whole = [name for name in ("lpips", "align") if getattr(self.loss, name).weight]
+            if getattr(task, "reveal", "all") == "kept" and whole:
+                raise InputError(
+                    f"task.reveal is kept, but loss.{whole[0]} looks at whole pictures, of which "
+                    f"training has some pixels only; set loss.{whole[0]}.weight=0"
+                )
 
     def check_hints(self) -> None:
         """What is observed needs a model with an encoder for it, and the other way round."""

@@ -191,6 +191,9 @@ class Trained:
         if (size is None) == (scale is None):
             raise InputError("give either size or scale")
         wanted = size or tuple(n * (scale or 1) for n in there)
+        if len(wanted) != len(there):
+            raise InputError(f"size is {'x'.join(map(str, wanted))}, the picture has {len(there)} "
+                             f"axes; give a number for each")  # fmt: skip
         if wanted == there or any(n < m for n, m in zip(wanted, there, strict=True)):
             raise InputError(f"size is {'x'.join(map(str, wanted))}, the picture has "
                              f"{'x'.join(map(str, there))}; ask for a finer grid")  # fmt: skip
@@ -239,7 +242,7 @@ class Trained:
                 field = evaluated(field, self.device, ask.dtype)
                 walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
                             functools.partial(self._noise, draw, shape), watch)  # fmt: skip
-                x = walk(field, begin, noise, part, ask.noise)
+                x = walk(field, begin, noise, part, ask.noise, given.seen is not None)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -285,9 +288,13 @@ class Trained:
         return self.run.objective.noise(draw, shape, purpose).to(self.device)  # no copy at home
 
     def _shows(self, ask: Ask) -> bool:
-        """Whether the network is shown what is known; where it takes nothing, who names a way to
-        make the walk agree with it does not expect that."""
-        return self.network.takes.observations != "none" or ask.consistency is None
+        """Whether the network is shown what is known.
+
+        Not where that has noise, which it would take for the truth. Where it takes nothing, who
+        names a way to make the walk agree with it does not expect that.
+        """
+        takes = self.network.takes.observations != "none"
+        return not ask.noise and (takes or ask.consistency is None)
 
     def _check_known(self, every: Known | None, ask: Ask, guide: "Trained | None") -> None:
         """InputError where a network would be asked without hints that always had some."""
@@ -297,6 +304,11 @@ class Trained:
             return
         if every is None or every.mask is None:
             raise InputError(NEVER_WITHOUT)
+        if ask.noise:
+            raise InputError(
+                f"noise is {ask.noise:g}, but the run knows exact hints only and was never without "
+                f"(task.absent 0); leave noise out, or train with task.absent=0.1"
+            )
         if not every.mask.flatten(1).any(1).all():
             raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
 

@@ -259,7 +259,7 @@ def rendering(run: Run, network: Network, first: int) -> Rendering:
     takes = network.takes
     if not takes.renders:
         return Rendering()
-    draw, axes = Draw(run.seed, torch.tensor([first])), len(network.model.spec.size)  # type: ignore[union-attr, arg-type]
+    draw, axes = Draw(run.seed, torch.tensor([first])), len(network.model.spec.size)  # type: ignore[arg-type]
     scale = takes.renders[int(draw.below("render scale", len(takes.renders)))]
     if draw.uniform("render moves") >= takes.jitter:
         return Rendering(scale)

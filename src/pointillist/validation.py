@@ -94,11 +94,13 @@ def velocity_errors(
             shown = (v[index].to(part.device) if isinstance(v, Tensor) else v
                      for v in observed.given)  # fmt: skip
             given = Given(*shown)._replace(label=given.label)
+        # Encoded once for all times.
+        context = network.condition(given, tuple(part.shape[2:]))
         places[index] = hidden.flatten(1).sum(1).cpu()
         for i, time in enumerate(times):
             t = torch.full((part.shape[0],), time, device=part.device)
             xt = objective.mix(part, eps, t)
-            answer = network(*objective.see(xt, t), given).value.float()
+            answer = network(*objective.see(xt, t), given, context).value.float()
             found = objective.velocity(objective.read(answer, xt, t, clamp=0.0), t)
             error = found - objective.velocity(Estimate(part, eps), t)
             square = error.double().square().mean(1, keepdim=True) * hidden

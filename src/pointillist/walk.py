@@ -23,18 +23,24 @@ class Walk(NamedTuple):
     watch: Watch | None = None
 
     def __call__(
-        self, field: Field, begin: State, eps: State, known: Known | None, level: float
+        self,
+        field: Field,
+        begin: State,
+        eps: State,
+        known: Known | None,
+        level: float,
+        shown: bool,
     ) -> State:
         """Pictures; `eps` is the noise that the walk began with, `level` that of what is known.
 
-        Pixels that are known exactly, and that the network was shown, are held on their own path
+        Pixels that are known exactly, and were `shown` to the network, are held on their own path
         (`guidance.pinned`); anything else that is known is for `method`.
         """
         sampler = SAMPLERS[self.sampler]
         if known is None:
             return sampler(field, begin, self.times, noise=self.fresh, watch=self.watch)
         inside = known.seen is not None and known.within(tuple(begin.shape[2:]))
-        if inside and not level and self.method.kind == "projection":
+        if inside and shown and not level and self.method.kind == "projection":
             assert known.seen is not None and known.mask is not None
             steady = None if self.sampler in STOCHASTIC else eps
             field = pinned(field, known.seen, known.mask, steady)

@@ -126,7 +126,13 @@ class CurveEncoder(Encoder):
         if self.null is not None:
             nn.init.normal_(self.null, std=0.02)
 
-    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Context:
+    def condition(
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
+    ) -> Context:
         c = self.config
         tokens, mask, at = self.tokenizer(given, size)
         where = patch_places(grid, c.coordinates, tokens.device)

@@ -21,7 +21,7 @@ from pointillist.layers.coordinates import (
     place,
 )
 from pointillist.layers.curve import LONGEST, Curve, curve_index, curve_order, curve_rank
-from pointillist.layers.observations import cell_of, centres, points_of, whole_pixels
+from pointillist.layers.observations import cell_of, centres, checked, points_of
 from pointillist.types import Given
 
 FINER = 6  # halvings of a cell that tell points in it apart along the curve
@@ -139,9 +139,9 @@ class CurveTokenizer(nn.Module):
 
     def _cells(self, given: Given, size: tuple[int, ...]) -> Points:
         assert given.seen is not None
-        mask = given.seen.isfinite() if given.mask is None else given.mask
+        _, mask = checked(given.seen, given.mask, self.channels, size)
         order = curve_order(size, self.curve, mask.device)
-        known = whole_pixels(mask).flatten(1).index_select(1, order)
+        known = mask.flatten(1).index_select(1, order)
         sample, along = there(known)
         cell = order[along]
         # Hidden values are never read, so they may be NaN.

@@ -31,11 +31,18 @@ class Encoder(nn.Module):
     def initialise(self) -> None:
         """Set what differs from the backbone's own initialisation; it calls this last."""
 
-    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Any:
+    def condition(
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
+    ) -> Any:
         """All that needs neither state nor time.
 
-        `size` are the cells of the state that the backbone sees, `grid` its patches. Where nothing
-        is given at all there is one row, for the whole batch.
+        `size` are the cells of the state that the backbone sees, `grid` its patches; `asked` are
+        the cells of the answer, where they are finer. Where nothing is given at all there is one
+        row, for the whole batch.
         """
         raise NotImplementedError
 
@@ -46,7 +53,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def guess(self, context: Any) -> Float[Tensor, "b c *space"] | None:
-        """A picture that the backbone adds to its answer, on the grid of `size`; none here."""
+        """A picture that the backbone adds to its answer, on the grid that is asked; none here."""
         return None
 
 
@@ -75,7 +82,13 @@ class NoEncoder(Encoder):
 
     takes = "none"
 
-    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> None:
+    def condition(
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
+    ) -> None:
         return None
 
     def forward(

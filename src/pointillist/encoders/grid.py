@@ -38,7 +38,11 @@ class GridEncoder(Encoder):
         zero_(self.hint)
 
     def condition(
-        self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
     ) -> Float[Tensor, "_ n d"]:
         return self.hint(self.hint.channels_of(given, size))
 

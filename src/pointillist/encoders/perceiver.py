@@ -116,7 +116,13 @@ class PerceiverEncoder(Encoder):
         if self.density is not None:
             zero_(self.density)
 
-    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Context:
+    def condition(
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
+    ) -> Context:
         c, device = self.config, self.latents.device
         latents = self._think(given, size)
         query = self.query(patch_places(grid, c.coordinates, device))

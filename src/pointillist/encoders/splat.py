@@ -68,7 +68,13 @@ class SplatEncoder(Encoder):
         if self.query is not None:
             nn.init.normal_(self.query, std=0.02)
 
-    def condition(self, given: Given, size: tuple[int, ...], grid: tuple[int, ...]) -> Context:
+    def condition(
+        self,
+        given: Given,
+        size: tuple[int, ...],
+        grid: tuple[int, ...],
+        asked: tuple[int, ...] | None = None,
+    ) -> Context:
         device = self.linear.weight.device
         found = grid_of(given, self.channels, size)
         if found is None:
@@ -76,7 +82,22 @@ class SplatEncoder(Encoder):
         seen, density = (v.to(device) for v in found)
         filled, features = splat(seen, density, self.config.scales)
         tokens = self.linear(patchify(features, self.patch_size))
-        return Context(tokens, filled if self.config.residual else None)
+        if not self.config.residual:
+            return Context(tokens, None)
+        if asked is not None and asked != size:
+            filled = self._finer(given, size, asked)
+        return Context(tokens, filled)
+
+    def _finer(
+        self, given: Given, size: tuple[int, ...], asked: tuple[int, ...]
+    ) -> Float[Tensor, "b c *space"]:
+        """The interpolation on a finer grid than that of the patches, with wider windows too."""
+        found = grid_of(given, self.channels, asked)
+        if found is None:
+            return self.linear.weight.new_zeros(1, self.channels, *asked)
+        scales, r = self.config.scales, asked[0] / size[0]
+        wider = tuple(scale * r for scale in scales if scale * r > scales[0])
+        return splat(*found, (*wider, *scales)).filled
 
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Context

@@ -120,7 +120,7 @@ def grid_of(
         found = torch.where(known, seen, 0), known.to(seen.dtype)
     if given.seen is None:
         return found
-    seen, known = _checked(given.seen, given.mask, channels, size)
+    seen, known = checked(given.seen, given.mask, channels, size)
     gridded = regrid(torch.where(known, seen, 0), known.to(seen.dtype), size)
     if found is None:
         return gridded
@@ -144,7 +144,7 @@ def points_of(
         known = whole_pixels(valid)
         found.append((given.at, given.value.masked_fill(~known, 0), known))
     if given.seen is not None:
-        seen, mask = _checked(given.seen, given.mask, channels, None)
+        seen, mask = checked(given.seen, given.mask, channels, None)
         at, value, valid = to_points(torch.where(mask, seen, 0), mask)
         found.append((at, value, valid[:, :1]))
     if not found:
@@ -153,7 +153,7 @@ def points_of(
     return tuple(torch.cat(part, axis) for part, axis in zip(parts, (1, 2, 2), strict=True))  # type: ignore[return-value]
 
 
-def _checked(
+def checked(
     seen: Tensor, mask: Tensor | None, channels: int, size: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor]:
     """Values and the mask of whole pixels; InputError where they do not fit a picture of `size`."""

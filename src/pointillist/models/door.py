@@ -4,7 +4,7 @@ A picture is a grid `b c *space`, sensors are a set `b c k` at `where`; observat
 scattered or both. A model states in `takes` what it works on, and only this file converts.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +84,18 @@ class Network:
     def device(self) -> Any:
         return next(self.model.parameters()).device
 
-    def condition(self, given: Given, size: tuple[int, ...]) -> Any:
-        """All that needs neither state nor time, encoded once for a whole sampling run."""
+    def condition(
+        self, given: Given, size: tuple[int, ...], asked: tuple[int, ...] | None = None
+    ) -> Any:
+        """All that needs neither state nor time, encoded once for a whole sampling run.
+
+        `asked`: the grid of the answer, where a model that renders sees the state on one of `size`.
+        """
         batch = next((v.shape[0] for v in given if isinstance(v, Tensor)), 1)
-        return self.model.condition(self._admit(given, size, batch), size)  # type: ignore[operator]
+        admitted, model = self._admit(given, size, batch), cast(Any, self.model)
+        if asked is None or asked == size:
+            return model.condition(admitted, size)
+        return model.condition(admitted, size, asked)
 
     def scale(self, size: tuple[int, ...]) -> int:
         """By how much the state that the model sees is smaller than `size`: 1 where it renders not.
@@ -115,7 +123,7 @@ class Network:
         `context` and observations belong to the coarse size. Only for models that `takes.renders`.
         """
         if context is None:
-            context = self.condition(given, tuple(coarse.shape[2:]))
+            context = self.condition(given, tuple(coarse.shape[2:]), tuple(xt.shape[2:]))
         model: Any = self.model
         return model.render(xt, t, coarse, t_coarse, given, context, jitter, taps)
 

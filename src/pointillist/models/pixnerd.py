@@ -165,8 +165,10 @@ class PixNerd(nn.Module):
         self.field.initialise()
         self.encoder.initialise()
 
-    def condition(self, given: Given, size: tuple[int, ...]) -> Context:
-        """`size`: that of the state which the patches see."""
+    def condition(
+        self, given: Given, size: tuple[int, ...], asked: tuple[int, ...] | None = None
+    ) -> Context:
+        """`size`: that of the state which the patches see; `asked`: of the answer, if finer."""
         c, device = self.config, self.patch.weight.device
         grid = patch_grid(size, c.patch_size)
         label = None
@@ -174,7 +176,7 @@ class PixNerd(nn.Module):
             assert given.label is not None
             label = self.label(given.label)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, 0, device, c.position_span)
-        return Context(label, turn, self.encoder.condition(given, size, grid))
+        return Context(label, turn, self.encoder.condition(given, size, grid, asked))
 
     def forward(
         self,
@@ -203,7 +205,8 @@ class PixNerd(nn.Module):
         cells then. `jitter`: how far each of them is moved, in cells.
         """
         size, r = tuple(coarse.shape[2:]), times_larger(xt, coarse)
-        context = self.condition(given, size) if context is None else context
+        if context is None:
+            context = self.condition(given, size, tuple(xt.shape[2:]))
         edge, hidden = r * self.config.patch_size, []
         early = self.time(t_coarse)
         c = F.silu(early if context.label is None else early + context.label)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from pointillist.tasks.inpaint import InpaintConfig, read_mask
-from pointillist.tasks.mixture import MixtureConfig, UpscaleConfig, box_means
+from pointillist.tasks.mixture import MixtureConfig, UpscaleConfig
 from pointillist.tasks.scatter import HintsConfig, ScatterConfig
 from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, show
 from pointillist.types import by_kind
@@ -24,7 +24,6 @@ __all__ = [
     "Task",
     "TaskBase",
     "UpscaleConfig",
-    "box_means",
     "read_mask",
     "show",
 ]

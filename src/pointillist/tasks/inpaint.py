@@ -13,7 +13,16 @@ from torch import Tensor
 
 from pointillist.draws import Draw
 from pointillist.layers.observations import centres
-from pointillist.tasks.task import Masking, Range, Revealed, check_range, first_of, middle, share_of
+from pointillist.tasks.task import (
+    Masking,
+    Range,
+    Revealed,
+    check_range,
+    ends,
+    first_of,
+    middle,
+    share_of,
+)
 from pointillist.types import InputError, config
 
 CORNERS = 4  # of a stroke
@@ -35,13 +44,29 @@ class InpaintConfig(Masking):
     def __post_init__(self) -> None:
         Masking.__post_init__(self)
         check_range("area", self.area, above=True)
+        if ends(self.area)[1] == 1:
+            raise InputError("task.area reaches 1, so nothing is ever known; set it below 1")
+        rest = InpaintConfig.__dataclass_fields__  # type: ignore[attr-defined]
+        for name in ("area", "shapes"):
+            if self.masks and getattr(self, name) != rest[name].default:
+                raise InputError(
+                    f"task.masks is {self.masks}, which takes the place of task.{name}; leave one "
+                    f"of them out"
+                )
         if not self.shapes or len(set(self.shapes)) < len(self.shapes):
             raise InputError(
                 f"task.shapes is {list(self.shapes)}; give box, stroke or both, each once"
             )
 
     def expected(self, size: tuple[int, ...]) -> int:
+        if self.masks:
+            return round(float(masks_of(self.masks, size).flatten(1).sum(1).float().mean()))
         return math.prod(size) - round(middle(self.area) * math.prod(size))
+
+    def most(self, size: tuple[int, ...]) -> int:
+        if self.masks:
+            return int(masks_of(self.masks, size).flatten(1).sum(1).max())
+        return math.prod(size) - round(ends(self.area)[0] * math.prod(size))
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where a mask file does not fit pictures of `size`."""
@@ -71,7 +96,8 @@ def box_depth(draw: Draw, size: tuple[int, ...]) -> Float[Tensor, "b k"]:
     """
     places = centres(size).to(draw.index.device)
     centre = draw.uniform("box centre", (1, len(size))) * 2 - 1
-    stretch = torch.exp2(draw.uniform("box stretch", (1, len(size))) - 0.5)
+    # In float64, rounded once: float32 powers depend on the place in a batch.
+    stretch = torch.exp2(draw.uniform("box stretch", (1, len(size))).double() - 0.5).float()
     return ((places - centre).abs() * stretch).amax(-1)
 
 

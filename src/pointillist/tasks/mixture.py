@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pointillist.draws import Draw
+from pointillist.layers.observations import regrid
+from pointillist.resolution import box_means
 from pointillist.tasks.inpaint import InpaintConfig
 from pointillist.tasks.scatter import HintsConfig, ScatterConfig
 from pointillist.tasks.task import GenerateConfig, HeldOut, TaskBase, dropped
@@ -55,13 +56,26 @@ class UpscaleConfig(TaskBase):
                     f"{'x'.join(map(str, size))}; give factors that do"
                 )
 
-    def coarse(self, x: Float[Tensor, "b c *space"], factor: int) -> Given:
-        """What is seen: means of boxes, known everywhere."""
-        seen = box_means(x, factor)
-        return Given(seen=seen, mask=torch.ones_like(seen[:, :1], dtype=torch.bool))
+    def most(self, size: tuple[int, ...]) -> int:
+        return math.prod(size) // min(self.factors) ** len(size)
+
+    def coarse(
+        self,
+        x: Float[Tensor, "b c *space"],
+        factor: int,
+        weight: Float[Tensor, "b _ *space"] | None = None,
+    ) -> Given:
+        """What is seen: means of boxes, over what has a weight; a box without any is not known."""
+        if weight is None:
+            seen = box_means(x, factor)
+            return Given(seen=seen, mask=torch.ones_like(seen[:, :1], dtype=torch.bool))
+        size = tuple(n // factor for n in x.shape[2:])
+        some = (weight > 0).all(1, keepdim=True).to(x.dtype)
+        seen, density = regrid(x, some, size)
+        return Given(seen=seen, mask=density > 0)
 
     def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:
-        given = self.coarse(batch.x, self.factors[0])
+        given = self.coarse(batch.x, self.factors[0], batch.weight)
         return batch, given._replace(label=dropped(batch.label, self.label_drop, draw))
 
     def parts(self, batch: Batch, draw: Draw) -> Iterator[tuple[Batch, Given]]:
@@ -76,14 +90,6 @@ class UpscaleConfig(TaskBase):
         self, x: Float[Tensor, "b c *space"], numbers: Int[Tensor, " b"]
     ) -> HeldOut | None:
         return HeldOut(self.coarse(x, self.factors[0]), torch.ones_like(x[:, :1]).bool())
-
-
-def box_means(x: Float[Tensor, "b c *space"], factor: int) -> Float[Tensor, "b c *coarse"]:
-    """Means over boxes of `factor` cells along each axis."""
-    words = "fhw"[-(x.dim() - 2) :]
-    grid = " ".join(f"({n} {n}2)" for n in words)
-    return reduce(x, f"b c {grid} -> b c {' '.join(words)}", "mean",
-                  **{f"{n}2": factor for n in words})  # fmt: skip
 
 
 def rows(batch: Batch, some: Int[Tensor, " k"]) -> Batch:
@@ -140,8 +146,15 @@ class MixtureConfig(TaskBase):
     def always(self) -> bool:
         return all(task.always for task in self.tasks)
 
+    @property
+    def singles(self) -> tuple[TaskBase, ...]:
+        return self.tasks
+
     def expected(self, size: tuple[int, ...]) -> int:
         return max(task.expected(size) for task in self.tasks)
+
+    def most(self, size: tuple[int, ...]) -> int:
+        return max(task.most(size) for task in self.tasks)
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where one of the tasks does not fit pictures of `size`."""

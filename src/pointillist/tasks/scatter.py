@@ -51,6 +51,9 @@ class HintsConfig(Masking):
     def expected(self, size: tuple[int, ...]) -> int:
         return round(middle(self.share) * math.prod(size))
 
+    def most(self, size: tuple[int, ...]) -> int:
+        return round(ends(self.share)[1] * math.prod(size))
+
     def reveal_of(
         self, draw: Draw, size: tuple[int, ...], row: Int[Tensor, " b"] | None = None
     ) -> Revealed:
@@ -95,6 +98,10 @@ class ScatterConfig(Masking):
         share = middle(self.sparsity) * middle(self.cond_fraction)
         return max(1, round(share * math.prod(size)))
 
+    def most(self, size: tuple[int, ...]) -> int:
+        share = ends(self.sparsity)[1] * ends(self.cond_fraction)[1]
+        return max(1, round(share * math.prod(size)))
+
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where a share of so few pixels is none of them, or leaves none to ask."""
         cells = math.prod(size)
@@ -122,7 +129,10 @@ class ScatterConfig(Masking):
         cells = math.prod(size)
         kept = (share_of(self.sparsity, draw, "sparsity") * cells).round().long().clamp(min=1)
         shown = share_of(self.cond_fraction, draw, "cond fraction") * kept
+        shown = shown.round().long().clamp(min=1)
+        if self.reveal == "kept":  # of very few, one is left to ask
+            shown = torch.minimum(shown, kept - 1)
         # Sorted by 32 random bits: where two cells have the same, the first is taken.
         order = torch.argsort(draw.bits("scatter", (cells,)), dim=1, stable=True)
-        seen = first_of(order, shown.round().long().clamp(min=1), size)
+        seen = first_of(order, shown, size)
         return Revealed(seen, first_of(order, kept, size) if self.reveal == "kept" else None)

@@ -50,9 +50,18 @@ class TaskBase(ABC):
         """Whether something is shown in every sample, so that nothing is learnt of none."""
         return False
 
+    @property
+    def singles(self) -> tuple["TaskBase", ...]:
+        """The tasks that samples are given: itself, or the parts of a mixture."""
+        return (self,)
+
     def expected(self, size: tuple[int, ...]) -> int:
         """How many places are shown on average, in those samples that are shown any."""
         return 0
+
+    def most(self, size: tuple[int, ...]) -> int:
+        """How many places are shown at most, which is what the memory of a batch goes by."""
+        return self.expected(size)
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """InputError where the task does not fit pictures of `size`; this one fits all."""
@@ -139,7 +148,7 @@ class Masking(TaskBase):
         weight = torch.where(shown, self.weight, 1.0)
         if kept is not None:
             weight = weight * kept
-            batch = batch._replace(x=stand_in(batch.x, kept))
+            batch = batch._replace(x=stand_in(batch.x, kept, shown))
         weight = weight if batch.weight is None else weight * batch.weight
         label = dropped(batch.label, self.label_drop, draw)
         return batch._replace(weight=weight), show(Given(label=label), batch.x, shown)
@@ -160,14 +169,18 @@ def show(given: Given, values: Tensor, mask: Tensor) -> Given:
 
 
 def stand_in(
-    x: Float[Tensor, "b c *space"], kept: Bool[Tensor, "b 1 *space"]
+    x: Float[Tensor, "b c *space"],
+    kept: Bool[Tensor, "b 1 *space"],
+    shown: Bool[Tensor, "b 1 *space"],
 ) -> Float[Tensor, "b c *space"]:
-    """A picture of the kept places alone: elsewhere their normalised convolution.
+    """A picture of the kept places alone; elsewhere what is shown, by normalised convolution.
 
     What is not kept may be seen in no form, not even as noise on its value. The network is shown
-    noise on this instead, which looks like a picture, and its answer there does not count.
+    noise on this instead, and its answer there does not count. Of the places that are asked for
+    nothing may enter: noised again beside them, they would be told twice.
     """
-    return splat(torch.where(kept, x, 0), kept.to(x.dtype))[0]
+    fill = splat(torch.where(shown, x, 0), shown.to(x.dtype)).filled
+    return torch.where(kept, x, fill)
 
 
 def dropped(label: Tensor | None, share: float, draw: Draw) -> Tensor | None:
