@@ -16,10 +16,13 @@
 # own parts: the curve, the tokens that observed pixels make along it, the attention by which
 # every patch asks those tokens, and the decoder, which answers at any size.
 #
-# Run it as a script, `python notebooks/space_filling_curves.py`, or open it as a notebook: `pip
-# install jupytext`, then `jupytext --to ipynb notebooks/space_filling_curves.py`. It takes about
-# half a minute on a processor, nearly all of it for training two tiny networks. Figures are
-# shown, and written to `out/notebooks` (`POINTILLIST_NOTEBOOK_OUT` names another folder;
+# Run it as a script, `python notebooks/space_filling_curves.py`, or make a notebook of it:
+#
+#     pip install jupytext
+#     jupytext --to ipynb notebooks/space_filling_curves.py
+#
+# It takes about half a minute on a processor, most of it for training two tiny networks. Figures
+# are shown, and written to `out/notebooks` (`POINTILLIST_NOTEBOOK_OUT` names another folder;
 # `POINTILLIST_NOTEBOOK_IMAGES` says how many pictures are trained on, `POINTILLIST_NOTEBOOK_FIT`
 # for how many steps the decoder at the end is fitted).
 
@@ -50,7 +53,7 @@ from pointillist.models.neural_field import NeuralField, places
 from pointillist.pictures import save_png, to_bytes
 
 OUT = Path(os.environ.get("POINTILLIST_NOTEBOOK_OUT", "out/notebooks"))
-IMAGES = int(os.environ.get("POINTILLIST_NOTEBOOK_IMAGES", "4000"))
+IMAGES = int(os.environ.get("POINTILLIST_NOTEBOOK_IMAGES", "2000"))
 FIT_STEPS = int(os.environ.get("POINTILLIST_NOTEBOOK_FIT", "400"))
 EDGE, PATCH, GROUP, SHARE = 32, 4, 8, 0.15
 SIZE = (EDGE, EDGE)
@@ -335,7 +338,7 @@ def looked_at(found: Attention, patch: int, cell: int = 11) -> Image.Image:
     draw = ImageDraw.Draw(image)
     half = EDGE * cell / 2
     for weight, (y, x) in zip(found.weight[0, patch], found.tokens[0].tolist(), strict=False):
-        # All of the weight on one token would be a circle a fifth of the picture's edge wide.
+        # All of the weight on one token would be a circle two fifths of the edge wide.
         r = max(1.0, 0.1 * EDGE * cell * float(weight) ** 0.5 * 2)
         x, y = (x + 1) * half, (y + 1) * half
         draw.ellipse((x - r, y - r, x + r, y + r), hue(0.6), "white")
@@ -522,6 +525,9 @@ show(
 # next: asked three times as fine, at every third place. Where no border was added, the step into
 # the next patch is as large as those between cells inside of one. The true picture, whose patches
 # are no more than a thought, shows how even that is by chance.
+#
+# This is the decoder alone, with tokens that were fitted together. That the tokens of neighbours
+# agree is what a network's blocks learn, and seconds of training do not teach it at any size.
 
 
 # %%
