@@ -135,9 +135,9 @@ def sample(
         guidance=guidance, interval=parse_interval(interval), rescale=rescale, negative=negative,
         seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
-    known = None
+    known, again = None, 0
     if hints is not None:
-        known = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size).given
+        known, again = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size)
     begun = time.perf_counter()
     with Drawing(count) as drawing:
         found = trained.answer(ask, progress=drawing, known=known)
@@ -153,12 +153,15 @@ def sample(
         "count": count,
         "nfe": found.nfe,
         "seed": seed,
+        "repeated": again,
         "seconds": round(seconds, 2),
         "images_per_second": round(count / seconds, 2),
     }
     if as_json:
         print(json.dumps(facts))
     else:
+        if again:
+            print(f"{again:,} lines of {hints} told of a pixel again; means are taken")
         print(f"{count} pictures, {found.nfe} network evaluations each, {seconds:.1f} s, in {out}")
 
 

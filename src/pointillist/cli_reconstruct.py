@@ -89,8 +89,10 @@ def reconstruct(
             questions.append(kept(file, trained.spec, keep, i))  # type: ignore[arg-type]
         else:
             questions.append(masked(file, trained.spec, mask))  # type: ignore[arg-type]
+    if wanted is not None:
+        questions = [question._replace(size=wanted) for question in questions]
     _draw(
-        trained, questions, wanted, draws, out, as_json, interval=interval, noise=noise,
+        trained, questions, draws, out, as_json, interval=interval, noise=noise,
         label=_label(label, trained), steps=steps, sampler=sampler, guidance=guidance, dtype=dtype,
         seed=seed, batch=batch,
     )  # fmt: skip
@@ -117,28 +119,25 @@ def upscale(
 ) -> None:
     """Pictures on a finer grid; the means over its boxes are the picture that was given."""
     from pointillist.reconstruct import coarse
+    from pointillist.request import finer
     from pointillist.sample import load
 
     if (size is None) == (scale is None):
         raise InputError("give either --size or --scale")
-    if scale is not None and scale < 2:
-        raise InputError(f"--scale is {scale}; it is 2 or more")
-    trained = load(run, ema, device)
-    questions = [coarse(file, trained.spec) for file in inputs]
     wanted = parse_size(size) if size else None
-    for file, question in zip(inputs, questions, strict=True):
-        there = tuple(question.seen.shape[2:])
-        finer = wanted or tuple(n * (scale or 1) for n in there)
-        if finer == there or any(n < m for n, m in zip(finer, there, strict=True)):
-            raise InputError(f"--size is {size}, but {file} has {'x'.join(map(str, there))} "
-                             f"pixels; ask for more")  # fmt: skip
-    for question in questions:
-        finer = wanted or tuple(n * (scale or 1) for n in question.seen.shape[2:])
-        folder = out if len(questions) == 1 else out / question.name
-        _draw(
-            trained, [question], finer, draws, folder, as_json, label=_label(label, trained),
-            steps=steps, sampler=sampler, guidance=guidance, dtype=dtype, seed=seed, batch=batch,
-        )  # fmt: skip
+    trained = load(run, ema, device)
+    questions = []
+    for file in inputs:
+        question = coarse(file, trained.spec)
+        try:
+            there = finer(tuple(question.seen.shape[2:]), wanted, scale)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+        questions.append(question._replace(size=there))
+    _draw(
+        trained, questions, draws, out, as_json, label=_label(label, trained), steps=steps,
+        sampler=sampler, guidance=guidance, dtype=dtype, seed=seed, batch=batch,
+    )  # fmt: skip
 
 
 def _label(text: str | None, trained: Any) -> Any:
@@ -147,7 +146,7 @@ def _label(text: str | None, trained: Any) -> Any:
 
 
 def _draw(
-    trained: Any, questions: list[Any], size: Any, draws: int, out: Path, as_json: bool, **ask: Any
+    trained: Any, questions: list[Any], draws: int, out: Path, as_json: bool, **ask: Any
 ) -> None:
     from pointillist.console import Drawing
     from pointillist.engine.checkpoint import check_writable
@@ -156,7 +155,7 @@ def _draw(
     check_writable(out / "mean.png")
     begun = time.perf_counter()
     with Drawing(draws * len(questions)) as drawing:
-        made = draw(trained, questions, size, draws, out, progress=drawing, **ask)
+        made = draw(trained, questions, draws, out, progress=drawing, **ask)
     seconds = round(time.perf_counter() - begun, 2)
     if as_json:
         print(json.dumps({"pictures": made, "seconds": seconds}))
@@ -166,6 +165,8 @@ def _draw(
             f", {name} {facts[name]:.4g}"
             for name in ("psnr", "psnr_whole", "ssim", "crps") if name in facts
         )  # fmt: skip
-        print(f"{facts['input']}: {facts['observed']:,} of {facts['of']:,} pixels seen, "
+        again = facts["repeated"]
+        twice = f" ({again:,} lines told of one again, means are taken)" if again else ""
+        print(f"{facts['input']}: {facts['observed']:,} of {facts['of']:,} pixels seen{twice}, "
               f"{facts['draws']} draws{scores}, in {facts['out']}")  # fmt: skip
     print(f"{seconds:.1f} s")

@@ -143,7 +143,8 @@ def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tu
     """Arrays of numbers as what is known, and whether they tell of one picture without a batch.
 
     `values` are `c *space` or `b c *space` with a mask of as many axes or of the grid alone, or
-    `c m` or `b c m` with `at`, `m s` or `b m s`. 8-bit levels become [-1, 1]; NaN is "not known".
+    `c m` or `b c m` with `at`, `m s` or `b m s`. 8-bit levels become [-1, 1]. Without a mask NaN is
+    "not known"; where a mask says that it is known, InputError.
     """
     values = _tensor("values", values)
     if values is None:
@@ -165,7 +166,7 @@ def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tu
         return Given(at=at[None] if at.dim() == 2 else at, value=values), one
     mask = _tensor("mask", mask)
     if mask is None:
-        return Given(seen=values, mask=values.isfinite().all(1, keepdim=True)), one
+        return Given(seen=values, mask=~values.isnan().any(1, keepdim=True)), one
     if mask.dtype != torch.bool:
         if not ((mask == 0) | (mask == 1)).all():
             wrong = mask[(mask != 0) & (mask != 1)].flatten()[0]
@@ -175,6 +176,14 @@ def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tu
         mask = mask[None, None]
     elif mask.dim() == axes + 1:
         mask = mask[None] if one else mask[:, None]
+    if mask.dim() == values.dim() and mask.shape[2:] == values.shape[2:]:
+        wrong = (values.isnan().any(1, keepdim=True) & mask.any(1, keepdim=True)).nonzero()
+        if wrong.numel():
+            row, _, *place = wrong[0].tolist()
+            raise InputError(
+                f"values of picture {row} are NaN at {tuple(place)}, where the mask says that they "
+                f"are known; make the mask false there"
+            )
     return Given(seen=values, mask=mask), one
 
 

@@ -1,5 +1,7 @@
 """What many draws of one unknown say together: mean, spread, quantiles, intervals."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,22 +55,34 @@ class RunningMoments:
 class Posterior:
     """Draws of one unknown, `k *shape`, or their moments alone.
 
-    Figures come back in the draws' precision. `hidden`, which broadcasts to a draw, tells the
-    places that were drawn from those that were known; only the former are judged.
+    Figures come back in the draws' precision, as tensors or, with `arrays`, as numpy arrays.
+    `hidden`, which broadcasts to a draw, tells the places that were drawn from those that were
+    known; only the former are judged.
     """
 
     def __init__(
-        self, moments: RunningMoments, draws: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        moments: RunningMoments,
+        draws: Tensor | None = None,
+        hidden: Tensor | None = None,
+        arrays: bool = False,
     ) -> None:
         if not moments.count:
             raise InputError("draws is 0; a posterior needs 1 or more")
-        self.moments, self.hidden, self._draws = moments, hidden, draws
+        self.moments, self._draws, self._hidden, self.arrays = moments, draws, hidden, arrays
+
+    def in_arrays(self) -> "Posterior":
+        """The same posterior, which answers in numpy arrays."""
+        return Posterior(self.moments, self._draws, self._hidden, arrays=True)
+
+    def _told(self, figure: Tensor) -> Any:
+        return figure.numpy() if self.arrays else figure
 
     def first(self) -> "Posterior":
         """The posterior of the first picture alone, without the axis of pictures."""
-        moments, hidden = self.moments.first(), self.hidden
         draws = None if self._draws is None else self._draws[:, 0]
-        return Posterior(moments, draws, None if hidden is None else hidden[0])
+        hidden = None if self._hidden is None else self._hidden[0]
+        return Posterior(self.moments.first(), draws, hidden, self.arrays)
 
     @classmethod
     def of(cls, draws: Tensor, hidden: Tensor | None = None) -> "Posterior":
@@ -85,18 +99,26 @@ class Posterior:
         return self.moments.count
 
     @property
-    def mean(self) -> Tensor:
+    def hidden(self) -> Any:
+        """True at the places that were drawn; None where no single place was known."""
+        return None if self._hidden is None else self._told(self._hidden)
+
+    @property
+    def mean(self) -> Any:
         """The mean of the draws: of all estimates the one with the least squared error."""
-        return self.moments.mean.to(self.moments.dtype)
+        return self._told(self.moments.mean.to(self.moments.dtype))
 
     @property
-    def std(self) -> Tensor:
+    def std(self) -> Any:
         """Standard deviation at every place, from the variance over K - 1."""
-        return self.moments.variance.sqrt().to(self.moments.dtype)
+        return self._told(self.moments.variance.sqrt().to(self.moments.dtype))
 
     @property
-    def draws(self) -> Tensor:
+    def draws(self) -> Any:
         """All draws, `k *shape`; InputError where only moments were kept."""
+        return self._told(self._kept())
+
+    def _kept(self) -> Tensor:
         if self._draws is None:
             raise InputError("the draws were not kept, only their mean and variance; ask for the "
                              "posterior with keep=True")  # fmt: skip
@@ -107,13 +129,14 @@ class Posterior:
         """The levels at which these K draws have an interval, highest first."""
         return levels_of(self.count)
 
-    def quantile(self, q: float) -> Tensor:
+    def quantile(self, q: float) -> Any:
         """The k-th smallest draw at q = k/(K + 1), linear between (Hyndman and Fan's sixth).
 
         So `interval(0.8)` is from `quantile(0.1)` to `quantile(0.9)`. Outside of [1/(K + 1),
         K/(K + 1)] the draws say nothing: InputError.
         """
-        ordered = self.draws.sort(0).values
+        draws = self._kept()
+        ordered = draws.sort(0).values
         place = q * (self.count + 1)
         # As for levels: what messages print may be typed.
         if not 1 - 1e-5 <= place <= self.count + 1e-5:
@@ -125,7 +148,7 @@ class Posterior:
         above = min(below + 1, self.count)
         found = torch.lerp(ordered[below - 1], ordered[above - 1], place - below)
         # NaN sorts last, so at a place without domain a lower quantile could look like a number.
-        return found.masked_fill(self.draws.isnan().any(0), torch.nan)
+        return self._told(found.masked_fill(draws.isnan().any(0), torch.nan))
 
     def interval(self, level: float) -> tuple[Values, Values]:
         """[k-th smallest, k-th largest], which covers the level exactly; other levels are refused.

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ from pointillist.data.decode import decode
 from pointillist.data.known_pixels import read_pixels
 from pointillist.engine.checkpoint import write_text
 from pointillist.evaluation.restored import score_each
-from pointillist.known import protocol_mask
+from pointillist.known import known_of, protocol_mask
 from pointillist.layers.observations import regrid
+from pointillist.layers.patch import patch_grid
+from pointillist.metrics.posterior import order_for
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.posterior import Posterior
 from pointillist.sample import Trained
@@ -34,6 +36,19 @@ class Question(NamedTuple):
     seen: Float[Tensor, "1 c h w"]
     mask: Bool[Tensor, "1 1 h w"]
     truth: Float[Tensor, "1 c h w"] | None = None
+    size: tuple[int, ...] | None = None  # of the answer, where it is another one than that of seen
+    repeated: int = 0  # lines of a table that told of a pixel again
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The size of the answer."""
+        return self.size or tuple(self.seen.shape[2:])
+
+    @property
+    def truth_there(self) -> Float[Tensor, "1 c h w"] | None:
+        """The truth, where it has the size of the answer."""
+        truth = self.truth
+        return None if truth is None or tuple(truth.shape[2:]) != self.grid else truth
 
 
 def read_picture(path: Path, spec: Spec) -> Float[Tensor, "1 c h w"]:
@@ -86,7 +101,7 @@ def pointed(table: Path, spec: Spec, size: tuple[int, ...], truth: Path | None) 
     whole = None if truth is None else read_picture(truth, spec)
     found = read_pixels(table, spec.channels, size if whole is None else tuple(whole.shape[2:]))
     assert found.given.seen is not None and found.given.mask is not None
-    return Question(table.stem, found.given.seen, found.given.mask, whole)
+    return Question(table.stem, found.given.seen, found.given.mask, whole, repeated=found.repeated)
 
 
 def coarse(path: Path, spec: Spec) -> Question:
@@ -95,10 +110,36 @@ def coarse(path: Path, spec: Spec) -> Question:
     return Question(path.stem, seen, torch.ones_like(seen[:, :1], dtype=torch.bool))
 
 
+def answers(
+    trained: Trained,
+    questions: Sequence[Question],
+    draws: int,
+    progress: Callable[[int], None] | None = None,
+    **ask: Any,
+) -> Iterator[Posterior]:
+    """The posterior of each question in turn; fields of `Ask` by name.
+
+    All of them are checked before the first is drawn. Draw j of question i is a function of (seed,
+    i, j).
+    """
+    if draws < 1:
+        raise InputError(f"draws is {draws}; it is 1 or more")
+    every = []
+    for question in questions:
+        patch_grid(question.grid, getattr(trained.run.model, "patch_size", 1))
+        given = Given(seen=question.seen, mask=question.mask)
+        every.append(known_of(given, 1, trained.spec.channels, question.grid))
+    for number, (question, known) in enumerate(zip(questions, every, strict=True)):
+        yield trained.posterior(
+            known, draws, first=number, size=question.grid,
+            progress=progress and functools.partial(_of_all, progress, number * draws),
+            **ask,
+        )  # fmt: skip
+
+
 def reconstruct(
     trained: Trained,
     questions: Sequence[Question],
-    size: tuple[int, ...] | None,
     draws: int,
     out: Path,
     interval: float | None = None,
@@ -116,22 +157,23 @@ def reconstruct(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two inputs are named {twice}; rename one, their results would mix")
+    if interval is not None and draws > 0:
+        try:
+            order_for(interval, draws)
+        except InputError as error:
+            raise InputError(f"interval: {error}") from None
     made = []
-    for number, question in enumerate(questions):
-        there = tuple(question.seen.shape[2:])
-        wanted = size or there
-        post = trained.posterior(
-            Given(seen=question.seen, mask=question.mask), draws, first=number, size=wanted,
-            progress=progress and functools.partial(_of_all, progress, number * draws),
-            **ask,
-        )  # fmt: skip
+    every = answers(trained, questions, draws, progress, **ask)
+    for question, post in zip(questions, every, strict=True):
         folder = out if len(questions) == 1 else out / question.name
         facts: dict[str, Any] = {
             "input": question.name, "observed": int(question.mask.sum()),
-            "of": question.mask.numel(), "size": list(wanted), "draws": draws, "out": str(folder),
+            "of": question.mask.numel(), "repeated": question.repeated,
+            "size": list(question.grid), "draws": draws, "out": str(folder),
         }  # fmt: skip
-        facts |= judged(post, question, wanted)
-        write(folder, post, question, wanted, interval)
+        facts |= judged(post, question)
+        for name, picture in shown(post, question, interval).items():
+            save_png(contact_sheet(picture, columns=picture.shape[0]), folder / f"{name}.png")
         write_text(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
         made.append(facts)
     return made
@@ -141,38 +183,33 @@ def _of_all(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
 
 
-def judged(post: Posterior, question: Question, size: tuple[int, ...]) -> dict[str, float]:
+def judged(post: Posterior, question: Question) -> dict[str, float]:
     """PSNR over hidden pixels, SSIM and fair CRPS against the truth, where it has that size."""
-    truth = question.truth
-    if truth is None or tuple(truth.shape[2:]) != size or question.mask.all():
+    truth = question.truth_there
+    if truth is None or question.mask.all():
         return {}
-    slow = ("ssim",) if min(size) >= WINDOW else ()
+    slow = ("ssim",) if min(question.grid) >= WINDOW else ()
     draws = post.draws.clamp(-1, 1)
+    names = ("psnr", "psnr_whole", *slow, "crps")
     if draws.shape[0] < 2:  # one draw has no spread; its error stands for the mean's
-        draws = draws.repeat(2, *[1] * (draws.dim() - 1))
-        found = score_each(draws, truth, ~question.mask, slow)
-        return {name: float(found[name]) for name in ("psnr", "psnr_whole", *slow)}
+        draws, names = draws.repeat(2, *[1] * (draws.dim() - 1)), names[:-1]
     found = score_each(draws, truth, ~question.mask, slow)
-    return {name: float(found[name]) for name in ("psnr", "psnr_whole", *slow, "crps")}
+    return {name: float(found[name]) for name in names}
 
 
-def write(
-    folder: Path, post: Posterior, question: Question, size: tuple[int, ...], level: float | None
-) -> None:
-    """The pictures of one posterior."""
-    seen, density = regrid(question.seen, question.mask.float(), size)
+def shown(
+    post: Posterior, question: Question, level: float | None = None
+) -> dict[str, Float[Tensor, "b c h w"]]:
+    """The pictures of one posterior by name; the triptych has three, the others are one each."""
+    seen, density = regrid(question.seen, question.mask.float(), question.grid)
     grey = torch.where(density > 0, seen, 0)
-    shown = {"observed": grey, "mean": post.mean}
+    pictures = {"observed": grey, "mean": post.mean}
     if post.count > 1:
-        shown["std"] = post.std.mean(1, keepdim=True) / SPREAD * 2 - 1
+        pictures["std"] = post.std.mean(1, keepdim=True) / SPREAD * 2 - 1
     if level is not None:
-        for name, end in zip(("low", "high"), post.interval(level), strict=True):
-            shown[name] = torch.as_tensor(end)
-    for i, draw in enumerate(post.draws):
-        shown[f"draw_{i:02d}"] = draw
-    for name, picture in shown.items():
-        save_png(contact_sheet(picture), folder / f"{name}.png")
-    last = question.truth
-    if last is None or tuple(last.shape[2:]) != size:
-        last = post.draws[0]
-    save_png(contact_sheet(torch.cat((grey, post.mean, last)), 3), folder / "triptych.png")
+        low, high = post.interval(level)
+        pictures |= {"low": torch.as_tensor(low), "high": torch.as_tensor(high)}
+    pictures |= {f"draw_{i:02d}": draw for i, draw in enumerate(post.draws)}
+    last = question.truth_there
+    last = post.draws[0] if last is None else last
+    return pictures | {"triptych": torch.cat((grey, post.mean, last))}

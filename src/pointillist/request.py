@@ -62,6 +62,27 @@ def _whole(name: str, value: Any) -> int:
     return operator.index(value)
 
 
+def finer(
+    there: tuple[int, ...], size: tuple[int, ...] | None, scale: int | None
+) -> tuple[int, ...]:
+    """The grid that a picture on the grid `there` is enlarged to: `size`, or `scale` times `there`.
+
+    InputError unless one of them is given, and the grid is finer.
+    """
+    if (size is None) == (scale is None):
+        raise InputError("give either size or scale")
+    if scale is not None and _whole("scale", scale) < 2:
+        raise InputError(f"scale is {scale}; it is 2 or more")
+    wanted = ask_of({"size": size or tuple(n * (scale or 1) for n in there)}).size
+    assert wanted is not None
+    asked, had = ("x".join(map(str, grid)) for grid in (wanted, there))
+    if len(wanted) != len(there):
+        raise InputError(f"size is {asked}, the picture has {had}; give as many axes")
+    if wanted == there or any(n < m for n, m in zip(wanted, there, strict=True)):
+        raise InputError(f"size is {asked}, the picture has {had}; ask for a finer grid")
+    return wanted
+
+
 def plain_label(label: Any) -> int | str | tuple[int | str, ...] | None:
     """A class, or one for each picture, of a number, a name, a list, or an array of whole numbers.
 

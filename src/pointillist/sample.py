@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from pointillist.measure import Measure
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.references import asked_guidance, check_guide, check_reference
-from pointillist.request import Ask, Samples, ask_of, labels_of, plain_label
+from pointillist.request import Ask, Samples, ask_of, finer, labels_of, plain_label
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import Watch
@@ -114,10 +115,9 @@ class Trained:
         `keep` mean and spread are gathered on the way and the draws forgotten.
         `label` is one for all, or one for each picture. `progress` hears of pictures drawn.
         """
-        if draws < 1 or first < 0:
-            raise InputError(
-                f"draws is {draws} and first {first}; they are 1 or more and 0 or more"
-            )
+        for name, value, least in (("draws", draws, 1), ("first", first, 0)):
+            if value < least:
+                raise InputError(f"{name} is {value}; it is {least} or more")
         label = plain_label(label)
         count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
@@ -161,15 +161,18 @@ class Trained:
         """The posterior of one picture (`c *space`) or several (`b c *space`) of what is known.
 
         `values` are numbers in [-1, 1] or 8-bit levels, on the grid or at points `at`; `mask` is
-        true where they are known. NaN is "not known". Fields of `Ask` by name: `size` asks for a
-        finer grid, of which a value is then the mean over its cell; `noise` states the standard
-        deviation of the values, which then need not come back as they are.
+        true where they are known; without one NaN is "not known". numpy in, numpy out. Fields of
+        `Ask` by name: `size` asks for a finer grid, of which a value is then the mean over its
+        cell; `noise` states the standard deviation of the values, which then need not come back as
+        they are. `label` None is "not known" too.
         """
         given, one = given_of(values, mask, at, len(self.spec.size))
-        if given.seen is not None:
-            ask.setdefault("size", tuple(given.seen.shape[2:]))
+        if given.seen is not None and ask.get("size") is None:
+            ask["size"] = tuple(given.seen.shape[2:])
+        label = -1 if label is None and self.spec.classes else label
         post = self.posterior(given, draws, label, **ask)
-        return post.first() if one else post
+        post = post.first() if one else post
+        return post.in_arrays() if isinstance(values, np.ndarray) else post
 
     def upscale(
         self,
@@ -179,24 +182,15 @@ class Trained:
         *,
         draws: int = 1,
         **ask: Any,
-    ) -> Tensor:
+    ) -> Any:
         """One picture (`c *space`) or several on a finer grid, of `size` or `scale` times as fine.
 
         The mean of `draws`: one draw is sharp, the mean of many is nearest to the truth. Area means
-        of the answer are the picture that was given.
+        of the answer are the picture that was given. numpy in, numpy out.
         """
         given, _ = given_of(image, None, None, len(self.spec.size))
         assert given.seen is not None
-        there = tuple(given.seen.shape[2:])
-        if (size is None) == (scale is None):
-            raise InputError("give either size or scale")
-        wanted = size or tuple(n * (scale or 1) for n in there)
-        if len(wanted) != len(there):
-            raise InputError(f"size is {'x'.join(map(str, wanted))}, the picture has {len(there)} "
-                             f"axes; give a number for each")  # fmt: skip
-        if wanted == there or any(n < m for n, m in zip(wanted, there, strict=True)):
-            raise InputError(f"size is {'x'.join(map(str, wanted))}, the picture has "
-                             f"{'x'.join(map(str, there))}; ask for a finer grid")  # fmt: skip
+        wanted = finer(tuple(given.seen.shape[2:]), size, scale)
         return self.reconstruct(image, draws=draws, size=wanted, **ask).mean
 
     @torch.no_grad()
