@@ -21,6 +21,7 @@ from pointillist.layers.patch import patch_grid
 from pointillist.metrics.posterior import order_for
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.posterior import Posterior
+from pointillist.request import ask_of
 from pointillist.sample import Trained
 from pointillist.tasks import read_mask
 from pointillist.types import Given, InputError, Spec
@@ -126,6 +127,7 @@ def answers(
         raise InputError(f"draws is {draws}; it is 1 or more")
     every = []
     for question in questions:
+        trained.prepare(ask_of({**ask, "size": question.grid}))
         patch_grid(question.grid, getattr(trained.run.model, "patch_size", 1))
         given = Given(seen=question.seen, mask=question.mask)
         every.append(known_of(given, 1, trained.spec.channels, question.grid))

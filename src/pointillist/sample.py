@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,6 +270,8 @@ class Trained:
             raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
         if ask.seed < 0:
             raise InputError(f"seed is {ask.seed}; it must be 0 or more")
+        if not 0 <= ask.noise < math.inf:
+            raise InputError(f"noise is {ask.noise}; that of known values is 0 or more, and finite")
         if ask.dtype not in DTYPES:
             raise InputError(f"dtype is {ask.dtype}; it is one of {', '.join(DTYPES)}")
         sampler = ask.sampler or self.run.sample.sampler
