@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pointillist.layers.observations import to_points
 from pointillist.measure import Blur, Box, Chain
 from pointillist.metrics import crps, psnr, ssim
 from pointillist.pictures import to_bytes
+from pointillist.request import Ask
 from pointillist.train import train
 from pointillist.types import Given, InputError
 from tests.awake import awake
@@ -244,11 +246,16 @@ def test_stated_noise_lets_known_pixels_move(say, run):
 
 @pytest.mark.parametrize("asked", [("--scale", 2), ("--size", "64x64")])
 def test_upscale_takes_a_factor_or_a_size(say, run, asked):
-    values = colours()
+    values = (colours() // 4 + 96).astype(np.uint8)
     said = say("upscale", run, write("a.png", values), *asked, "--draws", 2, "--out", "o")
     assert said.code == 0 and "a: 1,024 of 1,024 pixels seen, 2 draws, in o" in said.out
     assert pixels("o/mean.png").shape == (64, 64, 3)
     assert (pixels("o/observed.png") == values.repeat(2, 0).repeat(2, 1)).all()
+    for name in ("mean", "draw_00", "draw_01"):
+        parts = pixels(f"o/{name}.png").reshape(SIZE, 2, SIZE, 2, 3).astype(float)
+        inside = ((parts > 0) & (parts < 255)).all((1, 3))  # a file holds nothing beyond them
+        assert inside.mean() > 0.3
+        assert abs(parts.mean((1, 3)) - values)[inside].max() <= 0.51
 
 
 def test_several_pictures_are_upscaled_each_to_its_own_size(say, run):
@@ -259,6 +266,15 @@ def test_several_pictures_are_upscaled_each_to_its_own_size(say, run):
     assert pixels("o/b/draw_00.png").shape == (16, 32, 3)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    check = zlib.crc32(kind + data).to_bytes(4, "big")
+    return len(data).to_bytes(4, "big") + kind + data + check
+
+
+# A few bytes that ask for a picture of 40,000 x 40,000.
+EDGE = (40_000).to_bytes(4, "big")
+HUGE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", EDGE + EDGE + b"\x08\x00\x00\x00\x00")
+HUGE += chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 TABLES = {
     "missing": "x,y,r,g\n0,0,1,1\n",
     "outside": "x,y,r,g,b\n32,0,1,1,1\n",
@@ -287,6 +303,7 @@ def files(tmp_path):
         write("grey.png", half)
         write("maskclear.png", np.full((SIZE, SIZE, 4), 255, np.uint8))
         Path("text.png").write_text("no picture")
+        Path("huge.png").write_bytes(HUGE)
         for name, text in TABLES.items():
             Path(f"{name}.csv").write_text(text)
         table("good.csv", np.eye(SIZE) > 0, colours())
@@ -303,7 +320,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("a.png", "--mask", "black.png"), "black.png is black everywhere, so nothing is known"),
     (("a.png", "--mask", "grey.png"), "grey.png is 77 at x 4, y 3; a mask is 0 (asked for) or 255"),
     (("a.png", "--mask", "maskclear.png"), "maskclear.png has an alpha channel"),
-    (("a.png", "--mask", "gone.png"), "gone.png cannot be read as a picture: "),
+    (("a.png", "--mask", "gone.png"), "gone.png cannot be read as a picture: No such file"),
     (("a.png", "--keep", "0"), "--keep is 0; it lies in (0, 1]"),
     (("a.png", "--keep", "1.5"), "--keep is 1.5; it lies in (0, 1]"),
     (("a.png", "--keep", "nan"), "--keep is nan; it lies in (0, 1]"),
@@ -315,7 +332,10 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("--points", "none.csv"), "none.csv holds no pixel"),
     (("--points", "gone.csv"), "gone.csv cannot be read: No such file"),
     (("clear.png", *KEEP), "clear.png has an alpha channel"),
-    (("gone.png", *KEEP), "gone.png cannot be read as a picture: "),
+    (("gone.png", *KEEP), "gone.png cannot be read as a picture: No such file"),
+    (("b", *KEEP), "b cannot be read as a picture: Is a directory"),
+    (("huge.png", *KEEP), "huge.png cannot be read as a picture: "),
+    (("a.png", "--mask", "huge.png"), "huge.png cannot be read as a picture: "),
     (("text.png", *KEEP), "text.png cannot be read as a picture: "),
     (("tiny.png", "--keep", "0.5"), "size 2x2 is no multiple of the patch size 4; 4x4 would do"),
     (("odd.png", *KEEP), "size 31x32 is no multiple of the patch size 4; 32x32 would do"),
@@ -460,6 +480,18 @@ def test_no_label_is_no_class_rather_than_the_first(model):
     none, said = (model.reconstruct(X, MASK, label=label, **given) for label in (None, -1))
     first = model.reconstruct(X, MASK, label=0, **given)
     assert torch.equal(none.draws, said.draws) and not torch.equal(none.draws, first.draws)
+
+
+def test_guidance_costs_nothing_where_no_label_is_known(model):
+    cost = [
+        model.answer(Ask(count=1, label=label, guidance=2.0, steps=4, sampler="euler")).nfe
+        for label in (-1, 0)
+    ]
+    assert cost == [4, 8]
+    free, guided = (
+        model.reconstruct(X, MASK, draws=1, guidance=guidance).draws for guidance in (1.0, 2.0)
+    )
+    assert torch.equal(free, guided)
 
 
 @pytest.mark.parametrize(

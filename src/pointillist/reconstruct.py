@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from pointillist.data.decode import decode
+from pointillist.data.decode import decode, quiet
 from pointillist.data.known_pixels import read_pixels
 from pointillist.engine.checkpoint import write_text
 from pointillist.evaluation.restored import score_each
@@ -58,12 +58,13 @@ def read_picture(path: Path, spec: Spec) -> Float[Tensor, "1 c h w"]:
         raise InputError(f"{path}: the run has {spec.channels} channels on {len(spec.size)} axes, "
                          f"and pictures are grey or colour on two")  # fmt: skip
     try:
-        with Image.open(path) as opened:
+        with quiet(), Image.open(path) as opened:
             size = (opened.height, opened.width)
             clear = "A" in opened.getbands() or "transparency" in opened.info
             turned = opened.getexif().get(0x0112, 1) in range(5, 9)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read as a picture: {reason}") from None
     if clear:
         raise InputError(
             f"{path} has an alpha channel, and a colour under it that no one sees; flatten it first"

@@ -39,8 +39,6 @@ from pointillist.walk import Walk, evaluated
 NEVER_WITHOUT = (
     "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
 )
-
-
 Observed = Given | Known | tuple[Measure, Tensor]
 
 
@@ -332,7 +330,10 @@ class Trained:
         else:
             assert given.label is not None
             number = label_number(guidance.negative, self.spec.classes, "negative")
-            other = given._replace(label=torch.full_like(given.label, number))
+            away = torch.full_like(given.label, number)
+            if torch.equal(given.label, away):
+                return field  # the way from itself to itself
+            other = given._replace(label=away)
             reference = network_field(self.network, objective, other, size, count)
         return classifier_free(field, reference, guidance)
 

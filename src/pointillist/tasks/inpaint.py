@@ -129,8 +129,9 @@ def read_mask(path: Path, size: tuple[int, ...]) -> Bool[Tensor, "h w"]:
             if "A" in picture.getbands():
                 raise InputError(f"{path} has an alpha channel; save the mask in black and white")
             levels = np.asarray(picture.convert("L" if picture.mode != "1" else "1")).astype(int)
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read as a picture: {reason}") from None
     levels = levels * 255 if levels.max(initial=0) == 1 else levels
     if levels.shape != tuple(size):
         raise InputError(
