@@ -270,6 +270,21 @@ def test_a_token_lies_at_the_mean_of_its_points_and_no_empty_slot_counts():
         torch.testing.assert_close(at, torch.tensor(expected, dtype=torch.float32))
 
 
+def test_a_place_that_many_observed_is_coded_once_for_all_of_them():
+    size, b = (8, 12), 5
+    tokenizer, rows = toy(CurveConfig(group_size=4), size).tokenizer, []
+    seen = torch.randn(b, 2, *size).clamp(-1, 1)
+    given = Given(seen=seen, mask=torch.rand(b, 1, *size) < 0.5)
+    tokenizer.code.register_forward_hook(lambda _, at, __: rows.append(at[0].numel() // 2))
+    together = tokenizer(given, size)
+    assert rows == [96], "each cell once: more points are observed, but fewer tokens are made"
+    for i in range(b):
+        alone = tokenizer(part(given, slice(i, i + 1)), size)
+        n = alone.value.shape[1]
+        torch.testing.assert_close(together.value[i, :n], alone.value[0], rtol=1e-4, atol=1e-5)
+    assert all(row < 96 for row in rows[1:])
+
+
 @pytest.mark.parametrize("options", [
     {}, {"coordinate_code": "fixed", "token_mlp": True}, {"curve_position": False},
     {"valid_flag": False, "coordinates": "corner"},

@@ -117,11 +117,13 @@ class CurveTokenizer(nn.Module):
         slot = slot + points.sample * (n * self.group)
         taken = (points.counts[:, None] - self._firsts(n, start.device)).clamp(0, self.group)
         at = place(points.at, size, self.coordinates)
-        # A grid's places are coded once where that is less than once for every observed cell.
-        if gridded and math.prod(size) <= points.cell.shape[0]:
+        cells = math.prod(size)
+        if gridded and cells <= taken.numel():
             x = self._bags(points, slot, taken, size)
         else:
-            x = self._direct(points, at, slot, taken, size)
+            # A grid's places are coded once where that is less than once for every observed cell.
+            tabled = gridded and cells <= points.cell.shape[0]
+            x = self._direct(points, at, slot, taken, size, tabled)
         if self.token_mlp is not None:
             x = self.token_mlp(x)
         x = self.norm(x).masked_fill(taken[..., None] == 0, 0)
@@ -193,6 +195,11 @@ class CurveTokenizer(nn.Module):
             return code
         return torch.cat((code, rank[..., None] / max(cells - 1, 1)), -1)
 
+    def _everywhere(self, size: tuple[int, ...], device: torch.device) -> Float[Tensor, "m f"]:
+        """`_places` of every cell of a grid."""
+        at = place(centres(size).to(device), size, self.coordinates)
+        return self._places(at, curve_rank(size, self.curve, device), math.prod(size))
+
     def _direct(
         self,
         points: Points,
@@ -200,10 +207,14 @@ class CurveTokenizer(nn.Module):
         slot: Int[Tensor, " k"],
         taken: Int[Tensor, "b n"],
         size: tuple[int, ...],
+        tabled: bool,
     ) -> Float[Tensor, "b n d"]:
-        """The linear layer on all features of every group."""
-        rank = curve_rank(size, self.curve, at.device)[points.cell]
-        places = self._places(at, rank, math.prod(size))
+        """The linear layer on all features of every group; `tabled`: codes looked up by cell."""
+        if tabled:
+            places = F.embedding(points.cell, self._everywhere(size, at.device))
+        else:
+            rank = curve_rank(size, self.curve, at.device)[points.cell]
+            places = self._places(at, rank, math.prod(size))
         features = torch.cat((self._told(points).to(places.dtype), places), -1)
         return self.project(self._spread(features, slot, taken).flatten(2))
 
@@ -220,8 +231,7 @@ class CurveTokenizer(nn.Module):
         b n group.
         """
         cells, device = math.prod(size), points.at.device
-        at = place(centres(size).to(device), size, self.coordinates)
-        places = self._places(at, curve_rank(size, self.curve, device), cells)
+        places = self._everywhere(size, device)
         weight = self.project.weight.unflatten(1, (self.group, -1))
         of_places = weight[..., self.told :].transpose(0, 1).flatten(0, 1)
         table = F.linear(places, of_places).float().view(cells * self.group, -1)

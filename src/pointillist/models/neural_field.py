@@ -95,7 +95,8 @@ class _WrittenMLP(torch.autograd.Function):
         w1, w2 = _halves(w, h.shape[2])
         inverse1, inverse2 = _inverse(w1, first), _inverse(w2, second)
         ctx.save_for_backward(h, w, inverse1, inverse2)
-        return _scaled(torch.bmm(F.silu(_scaled(torch.bmm(h, w1), inverse1)), w2), inverse2)
+        between = F.silu(_scaled(torch.bmm(h, w1), inverse1), inplace=True)
+        return _scaled(torch.bmm(between, w2), inverse2)
 
     @staticmethod
     @once_differentiable
