@@ -201,7 +201,7 @@ BAD = [
     ("model: {kind: pixeldit, modulation: row}", "model.modulation is 'row'"),
     ("model: {kind: pixnerd, decoder_ratio: 0}", "model.decoder_ratio is 0"),
     ("model: {kind: pixnerd, bands: 1}", "model.bands is 1"),
-    ("model: {kind: pixnerd, scales: []}", r"model.scales is \[\]; give whole numbers"),
+    ("model: {kind: pixnerd, scales: []}", r"model.scales is .*; give 1, at which"),
     ("model: {kind: pixnerd, position_span: -1}", "model.position_span is -1"),
     ("model: {kind: pixnerd, mlp_ratio: 0.001}", "leaves no hidden unit of width 1024"),
     ("device: tpu", "device is 'tpu'"),

@@ -46,7 +46,7 @@ class InpaintConfig(Masking):
         check_range("area", self.area, above=True)
         if ends(self.area)[1] == 1:
             raise InputError("task.area reaches 1, so nothing is ever known; set it below 1")
-        rest = InpaintConfig.__dataclass_fields__  # type: ignore[attr-defined]
+        rest = InpaintConfig.__dataclass_fields__
         for name in ("area", "shapes"):
             if self.masks and getattr(self, name) != rest[name].default:
                 raise InputError(
