@@ -12,6 +12,9 @@ from pointillist.measure import Chain, Mask, Measure, area
 from pointillist.models.door import gather_on_grid
 from pointillist.types import Given, InputError
 
+NEVER_WITHOUT = (
+    "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
+)
 OBSERVATIONS = ("seen", "mask", "at", "value", "valid")
 
 
@@ -134,6 +137,26 @@ def _measured(known: tuple[Any, ...], count: int, channels: int, size: tuple[int
             f"{_times(made.shape[1:])} of pictures of {_times(size)}; give what it makes"
         )
     return Known(measure, y)
+
+
+def check_known(known: Known | None, noise: float, always: bool) -> None:
+    """InputError where a network would be asked without hints that `always` had some in training.
+
+    `noise` is what is stated of the known values; with it they are not shown as the truth.
+    """
+    if noise and known is None:
+        raise InputError(f"noise is {noise:g}, but nothing is known that it could lie on")
+    if not always:
+        return
+    if known is None or known.mask is None:
+        raise InputError(NEVER_WITHOUT)
+    if noise:
+        raise InputError(
+            f"noise is {noise:g}, but the run knows exact hints only and was never without "
+            f"(task.absent 0); leave noise out, or train with task.absent=0.1"
+        )
+    if not known.mask.flatten(1).any(1).all():
+        raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
 
 
 FIRST_MASK = 1000

@@ -21,7 +21,7 @@ from pointillist.guidance import (
     label_number,
     network_field,
 )
-from pointillist.known import Known, given_of, known_of, rows_of
+from pointillist.known import Known, check_known, given_of, known_of, rows_of
 from pointillist.measure import Measure
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
@@ -36,9 +36,6 @@ from pointillist.tasks import show
 from pointillist.types import Given, InputError, Spec
 from pointillist.walk import Walk, evaluated
 
-NEVER_WITHOUT = (
-    "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
-)
 Observed = Given | Known | tuple[Measure, Tensor]
 
 
@@ -210,7 +207,7 @@ class Trained:
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
         every = None if known is None else known_of(known, ask.count, self.spec.channels, size)
-        self._check_known(every, ask, guide)
+        check_known(every, ask.noise, self._needs_hints(guide))
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
@@ -290,22 +287,6 @@ class Trained:
         """
         takes = self.network.takes.observations != "none"
         return not ask.noise and (takes or ask.consistency is None)
-
-    def _check_known(self, every: Known | None, ask: Ask, guide: "Trained | None") -> None:
-        """InputError where a network would be asked without hints that always had some."""
-        if ask.noise and every is None:
-            raise InputError(f"noise is {ask.noise:g}, but nothing is known that it could lie on")
-        if not self._needs_hints(guide):
-            return
-        if every is None or every.mask is None:
-            raise InputError(NEVER_WITHOUT)
-        if ask.noise:
-            raise InputError(
-                f"noise is {ask.noise:g}, but the run knows exact hints only and was never without "
-                f"(task.absent 0); leave noise out, or train with task.absent=0.1"
-            )
-        if not every.mask.flatten(1).any(1).all():
-            raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
 
     def _needs_hints(self, guide: "Trained | None") -> bool:
         """Whether this network, or its guide, was never trained without hints."""
