@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pointillist.draws import Draw
-from pointillist.encoders import Encoder, GridConfig
+from pointillist.encoders import Encoder, GridConfig, SplatConfig
 from pointillist.guidance import network_field
 from pointillist.models import Network, PixNerdConfig, neural_field
 from pointillist.models.neural_field import _WrittenMLP, code_of, places
@@ -275,6 +275,19 @@ def test_a_guess_is_added_in_the_size_of_the_answer():
     before = rendered(model)
     model.encoder = Guessing()
     torch.testing.assert_close(rendered(model) - before, torch.full_like(before, 0.7))
+
+
+def test_the_residual_of_splat_is_interpolated_on_the_grid_that_is_asked():
+    model = made(SIZE, encoder=SplatConfig())
+    given = asked(SIZE)[2]
+    draw = Draw(4, torch.arange(3))
+    fine = tuple(2 * n for n in SIZE)
+    seen, mask = draw.normal("seen", (2, *fine)), draw.uniform("mask", (1, *fine)) < 0.3
+    given = given._replace(seen=torch.where(mask, seen, 0), mask=mask)
+    context = Network(model).condition(given, SIZE, fine)
+    guess = model.encoder.guess(context.encoded)
+    assert guess.shape[2:] == fine
+    torch.testing.assert_close(torch.where(mask, guess, 0), given.seen)
 
 
 def test_what_cannot_be_rendered_is_refused():

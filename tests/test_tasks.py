@@ -113,6 +113,34 @@ def test_what_is_not_kept_changes_neither_loss_nor_gradient():
     assert spec.size == SIZE
 
 
+def test_what_is_asked_enters_nothing_that_stands_in_for_what_is_not_kept():
+    """Noised again beside them, the targets would be told twice."""
+    task, batch = ScatterConfig(reveal="kept"), batch_of()
+    shown, kept = task.reveal_of(draw_of(batch), SIZE)
+    other = batch._replace(x=torch.where(kept & ~shown, -batch.x, batch.x))
+    states = [task(b, draw_of(b))[0].x for b in (batch, other)]
+    assert torch.equal(torch.where(kept, 0, states[0]), torch.where(kept, 0, states[1]))
+    assert torch.equal(torch.where(kept, states[0], 0), torch.where(kept, batch.x, 0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(("task.fixed=true",), "augment.flip turns pictures under their masks"),
+     (("task.reveal=kept", "loss.lpips.weight=0.1"), "loss.lpips looks at whole pictures"),
+     (("task.sparsity=0.0001",), "of 1,024 pixels are none")],
+)  # fmt: skip
+def test_a_task_that_the_rest_of_a_run_contradicts_is_refused(overrides, message):
+    run = Run.load("debug", "task.kind=scatter", "model.encoder.kind=grid", *overrides)
+    with pytest.raises(InputError, match=message):
+        run.check(run.data.promise())
+
+
+def test_of_very_few_kept_pixels_one_is_left_to_ask():
+    task = ScatterConfig(sparsity=(0.001, 0.4), cond_fraction=0.9, reveal="kept")
+    shown, kept = task.reveal_of(Draw(0, torch.arange(500)), (16, 16))
+    assert (kept & ~shown).flatten(1).any(1).all()
+
+
 @settings(deadline=None)
 @given(area=st.floats(0.05, 0.95), shape=st.sampled_from(["box", "stroke"]),
        size=st.lists(st.integers(4, 12), min_size=1, max_size=3))  # fmt: skip
@@ -233,6 +261,8 @@ def test_held_out_pictures_are_shown_the_same_in_every_run(task):
       "leaves none to ask"),
      (lambda: InpaintConfig(shapes=()), "give box, stroke or both"),
      (lambda: InpaintConfig(area=0.0), "task.area is 0"),
+     (lambda: InpaintConfig(area=(0.2, 1.0)), "task.area reaches 1, so nothing is ever known"),
+     (lambda: InpaintConfig(area=0.3, masks="m.png"), "takes the place of task.area"),
      (lambda: UpscaleConfig(factors=(1,)), "a factor is 2 or more"),
      (lambda: UpscaleConfig(factors=()), "give one or more, each once"),
      (lambda: UpscaleConfig(factors=(5,)).check_size((8, 8)), "5, which does not divide"),
