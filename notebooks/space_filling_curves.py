@@ -436,7 +436,8 @@ show("places", sheet([[("centres, as here", ticks("centre")), ("corners", ticks(
 # was not shown is what it invents between the cells. Three ways:
 #
 # - corners, the cells of the 32 x 32 picture only, as published;
-# - centres, and the places moved at random by up to half a cell (`jitter`);
+# - centres, and the rows and columns of cells moved at random by up to half a cell, where the
+#   picture is taken too (`jitter`);
 # - the same, and every other step at twice the size (`scales: [1, 2]`), which a picture of 64 x
 #   64 allows.
 #
@@ -444,9 +445,9 @@ show("places", sheet([[("centres, as here", ticks("centre")), ("corners", ticks(
 # shown.
 #
 # Cosines of up to eight half-waves a patch fit four cells in many ways, and nothing says what
-# lies between: the first way is right on its cells and wild beside them. Jitter makes a cell as
-# wide as it is, so the second gives the trained picture back at any size, in larger blocks. Only
-# the third knows what finer cells hold.
+# lies between: the first way is right on its cells and wild beside them. Jitter tells the second
+# of every place between, as a cubic through the cells has it. Only the third knows what finer cells
+# hold.
 
 
 # %%
@@ -470,7 +471,7 @@ class Fitted(NamedTuple):
         return rearrange(found, "(r q) (i j) c -> c (r i) (q j)", r=EDGE // PATCH, i=edge)
 
 
-def fitted(convention: Literal["centre", "corner"], moved: bool, scales: tuple[int, ...]) -> Fitted:
+def fitted(convention: Literal["centre", "corner"], moves: bool, scales: tuple[int, ...]) -> Fitted:
     torch.manual_seed(0)
     field = NeuralField(3, 2, 64, 24, 2, 1, "both", True, convention, "dct", 8, 1e4)
     tokens = torch.nn.Parameter(torch.randn((EDGE // PATCH) ** 2, 64))
@@ -480,10 +481,13 @@ def fitted(convention: Literal["centre", "corner"], moved: bool, scales: tuple[i
     draw = Draw(0, torch.arange(FIT_STEPS))
     for step in range(FIT_STEPS):
         times = scales[step % len(scales)]
-        shape = ((PATCH * times) ** 2, 2)
         one = draw._replace(index=draw.index[step : step + 1])
-        jitter = one.uniform("jitter", shape)[0] - 0.5 if moved else None
-        loss = (made.ask(times, jitter) - TRUTH[times]).square().mean()
+        truth, jitter = TRUTH[times], None
+        if moves:
+            offsets = one.uniform("jitter", (2, PATCH * times))[0] - 0.5
+            truth = moved(truth[None], offsets)[0]
+            jitter = torch.stack(torch.meshgrid(*offsets, indexing="ij"), -1).flatten(0, 1)
+        loss = (made.ask(times, jitter) - truth).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
