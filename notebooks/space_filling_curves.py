@@ -51,6 +51,7 @@ from pointillist.layers.observations import centres
 from pointillist.layers.patch import patchify
 from pointillist.models.neural_field import NeuralField, places
 from pointillist.pictures import save_png, to_bytes
+from pointillist.resolution import moved
 
 OUT = Path(os.environ.get("POINTILLIST_NOTEBOOK_OUT", "out/notebooks"))
 IMAGES = int(os.environ.get("POINTILLIST_NOTEBOOK_IMAGES", "2000"))
