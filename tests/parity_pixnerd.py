@@ -46,7 +46,7 @@ def make_c2i(case: Case, options: dict[str, Any], size: tuple[int, ...]) -> torc
         width=c["hidden_size"], depth=c["num_cond_blocks"], heads=c["num_groups"],
         patch_size=c["patch_size"], decoder_width=c["hidden_size_x"],
         decoder_depth=c["num_blocks"] - c["num_cond_blocks"], decoder_ratio=c["nerf_mlpratio"],
-        coordinates="corner", jitter=False,
+        coordinates="corner", jitter=0.0,
     )  # fmt: skip
     return make(config, spec_of(c, size), pixnerd.from_published(case.weights))
 
@@ -191,7 +191,7 @@ def make_pixnerdit(
         patch_size=c["patch_size"], mlp_ratio=6.0, decoder_width=c["decoder_hidden_size"],
         decoder_depth=c["num_decoder_blocks"], decoder_ratio=2, coordinates="corner",
         code="rotary", weight_norm="first", final_norm=False,
-        position_span=float(size[0] // c["patch_size"]), encoder=encoder, jitter=False,
+        position_span=float(size[0] // c["patch_size"]), encoder=encoder, jitter=0.0,
     )  # fmt: skip
     return make(config, spec_of(c, size), weights)
 

@@ -294,7 +294,8 @@ def test_a_table_of_places_gives_the_tokens_of_single_points(options):
     encoder = toy(CurveConfig(group_size=3, **options), size)
     _, _, given = asked(size, b=12)
     tokenizer, calls = encoder.tokenizer, []
-    tokenizer.project.register_forward_hook(lambda *_: calls.append(1))
+    direct = tokenizer._direct
+    tokenizer._direct = lambda *asked: (calls.append(1), direct(*asked))[1]
     tabled = tokenizer(given, size)
     assert not calls, "a batch with more tokens than cells is read from the table"
     for i in range(12):

@@ -98,10 +98,6 @@ class CurveTokenizer(nn.Module):
         """size: cells of the grid whose curve orders the points. One token, not real, for nothing
         observed.
         """
-        with in_float32(self.norm.weight):
-            return self._tokens(given, size)
-
-    def _tokens(self, given: Given, size: tuple[int, ...]) -> Tokens:
         gridded = self._is_gridded(given, size)
         points = self._cells(given, size) if gridded else self._scattered(given, size)
         if points is None:
@@ -187,18 +183,27 @@ class CurveTokenizer(nn.Module):
     def _told(self, points: Points) -> Float[Tensor, "k c2"]:
         return F.pad(points.value, (0, int(self.valid_flag)), value=1.0)
 
-    def _places(
-        self, at: Float[Tensor, "k s"], rank: Int[Tensor, " k"], cells: int
-    ) -> Float[Tensor, "k f"]:
-        code = fourier(at, self.bands) if self.code is None else self.code(at).float()
+    def _code(self, at: Float[Tensor, "k s"]) -> Float[Tensor, "k f"]:
+        return fourier(at, self.bands) if self.code is None else self.code(at)
+
+    def _along_curve(
+        self, cell: Int[Tensor, " k"], size: tuple[int, ...]
+    ) -> Float[Tensor, "k one"] | None:
+        """Where along the curve each cell lies, in [0, 1]."""
         if not self.position:
-            return code
-        return torch.cat((code, rank[..., None] / max(cells - 1, 1)), -1)
+            return None
+        rank = curve_rank(size, self.curve, cell.device)[cell]
+        return rank[:, None] / max(math.prod(size) - 1, 1)
 
     def _everywhere(self, size: tuple[int, ...], device: torch.device) -> Float[Tensor, "m f"]:
-        """`_places` of every cell of a grid."""
-        at = place(centres(size).to(device), size, self.coordinates)
-        return self._places(at, curve_rank(size, self.curve, device), math.prod(size))
+        """The code of every cell of a grid."""
+        return self._code(place(centres(size).to(device), size, self.coordinates))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The linear layer's weights of values, codes and positions, by place in a group."""
+        weight = self.project.weight.unflatten(1, (self.group, -1))
+        coded = self.told + self.placed - self.position
+        return weight[..., : self.told], weight[..., self.told : coded], weight[..., coded:]
 
     def _direct(
         self,
@@ -209,14 +214,24 @@ class CurveTokenizer(nn.Module):
         size: tuple[int, ...],
         tabled: bool,
     ) -> Float[Tensor, "b n d"]:
-        """The linear layer on all features of every group; `tabled`: codes looked up by cell."""
+        """The linear layer on all features of every group; `tabled`: codes looked up by cell.
+
+        Positions have their share of it in float32: in bfloat16 half of a thousand along a curve
+        are one number.
+        """
         if tabled:
-            places = F.embedding(points.cell, self._everywhere(size, at.device))
+            code = F.embedding(points.cell, self._everywhere(size, at.device))
         else:
-            rank = curve_rank(size, self.curve, at.device)[points.cell]
-            places = self._places(at, rank, math.prod(size))
-        features = torch.cat((self._told(points).to(places.dtype), places), -1)
-        return self.project(self._spread(features, slot, taken).flatten(2))
+            code = self._code(at)
+        told, coded, along = self._parts()
+        features = torch.cat((self._told(points).to(code.dtype), code), -1)
+        features = self._spread(features, slot, taken).flatten(2)
+        x = F.linear(features, torch.cat((told, coded), -1).flatten(1), self.project.bias).float()
+        position = self._along_curve(points.cell, size)
+        if position is None:
+            return x
+        with in_float32(x):
+            return x + self._spread(position, slot, taken).flatten(2) @ along.flatten(1).mT
 
     def _bags(
         self,
@@ -231,15 +246,18 @@ class CurveTokenizer(nn.Module):
         b n group.
         """
         cells, device = math.prod(size), points.at.device
-        places = self._everywhere(size, device)
-        weight = self.project.weight.unflatten(1, (self.group, -1))
-        of_places = weight[..., self.told :].transpose(0, 1).flatten(0, 1)
-        table = F.linear(places, of_places).float().view(cells * self.group, -1)
+        told, coded, along = self._parts()
+        of_codes = coded.transpose(0, 1).flatten(0, 1)
+        table = F.linear(self._everywhere(size, device), of_codes).float()
+        position = self._along_curve(torch.arange(cells, device=device), size)
+        if position is not None:
+            table = table + position * along[..., 0].T.flatten()
         filled = taken.flatten().cumsum(0) - taken.flatten()
         entry = points.cell * self.group + slot % self.group
+        table = table.view(cells * self.group, -1)
         summed = F.embedding_bag(entry, table, filled, mode="sum").view(*taken.shape, -1)
-        told = self._spread(self._told(points), slot, taken).flatten(2)
-        return F.linear(told, weight[..., : self.told].flatten(1), self.project.bias) + summed
+        values = self._spread(self._told(points), slot, taken).flatten(2)
+        return F.linear(values, told.flatten(1), self.project.bias) + summed
 
     def _means(
         self, at: Float[Tensor, "b n g s"], taken: Int[Tensor, "b n"]
