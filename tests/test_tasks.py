@@ -127,6 +127,9 @@ def test_what_is_asked_enters_nothing_that_stands_in_for_what_is_not_kept():
     ("overrides", "message"),
     [(("task.fixed=true",), "augment.flip turns pictures under their masks"),
      (("task.reveal=kept", "loss.lpips.weight=0.1"), "loss.lpips looks at whole pictures"),
+     (("task.reveal=kept", "model.kind=pixnerd", "model.width=32", "model.heads=2",
+       "model.patch_size=4", "model.jitter=0.5", "model.encoder.kind=grid"),
+      "model.jitter takes the picture beside its cells"),
      (("task.sparsity=0.0001",), "of 1,024 pixels are none")],
 )  # fmt: skip
 def test_a_task_that_the_rest_of_a_run_contradicts_is_refused(overrides, message):

@@ -117,6 +117,11 @@ class Run:
                     "task.fixed is true, but augment.flip turns pictures under their masks, so "
                     "that other pixels are seen; set augment.flip=false"
                 )
+            if getattr(task, "reveal", "all") == "kept" and getattr(self.model, "jitter", 0):
+                raise InputError(
+                    "task.reveal is kept, but model.jitter takes the picture beside its cells, some "
+                    "of which training does not have; set model.jitter=0"
+                )
             whole = [name for name in ("lpips", "align") if getattr(self.loss, name).weight]
             if getattr(task, "reveal", "all") == "kept" and whole:
                 raise InputError(
