@@ -107,10 +107,10 @@ def test_the_longest_curve_fits_and_one_bit_more_is_refused(curve, axes):
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_a_million_cells_are_ranked_in_seconds_and_then_at_once(curve):
+def test_a_million_cells_are_ranked_within_two_seconds_and_then_at_once(curve):
     curve_order.cache_clear()
     curve_rank.cache_clear()
-    begun = time.perf_counter()
+    begun = time.process_time()
     first = curve_rank((1024, 1024), curve)
-    assert time.perf_counter() - begun < 10  # about half a second where nothing else runs
+    assert time.process_time() - begun < 2  # of the processor: others may hold it meanwhile
     assert curve_rank((1024, 1024), curve) is first
