@@ -18,6 +18,11 @@ from pointillist.types import InputError, parse_count
 from pointillist.version import FORMAT
 
 PRESETS = preset_names()
+SPARSE = ("grid", "perceiver", "sfc", "sfc-unified", "sfc-spatial", "sfc-both", "splat")
+# What else is small where width, heads and depth are.
+TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
+       "pixeldit": ("model.pixel_width=8", "model.pixel_depth=1"),
+       "pixnerd": ("model.decoder_width=8",)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -40,10 +45,31 @@ def test_the_presets_of_the_contract_are_there():
     wanted |= {"emoji-pixeldit", "cifar10-pixeldit", "imagenet512-pixeldit-xl",
                "imagenet256-jit-b-hints"}  # fmt: skip
     wanted |= {f"imagenet256-pixeldit-{size}" for size in ("b", "l", "xl")}
-    wanted |= {"imagenet256-pixnerd-l", "imagenet256-pixnerd-xl"}
+    wanted |= {"imagenet256-pixnerd-l", "imagenet256-pixnerd-xl", "emoji-sfc"}
+    wanted |= {f"cifar10-{name}{size}" for name in SPARSE for size in ("", "-small")}
     assert wanted <= set(PRESETS)
     debug = Run.load("debug").train
     assert debug.images // debug.save_every >= 5
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-small")])
+def test_a_small_preset_has_at_most_two_million_parameters(name):
+    from pointillist.describe import describe
+
+    run = Run.load(name)
+    facts = describe(run, run.data.promise())
+    assert facts["parameters"] <= 2_000_000 and facts["trainable"] == facts["parameters"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_sampled_untrained_under_its_own_task(name):
+    from pointillist.sample import untrained
+
+    run = Run.load(name, "model.width=32", "model.heads=2", "model.depth=2",
+                   *TOY[Run.load(name).model.kind])  # fmt: skip
+    spec = run.data.promise()
+    drawn = untrained(run, spec, "cpu").sample(1, steps=1)
+    assert drawn.shape == (1, spec.channels, *spec.size) and bool(drawn.isfinite().all())
 
 
 @pytest.mark.parametrize(
