@@ -241,6 +241,41 @@ def test_a_mistake_in_any_cell_is_told_before_the_first_is_trained(say, tmp_path
     assert not out and not (tmp_path / "g").exists()
 
 
+SFC = ("data.kind=emoji", "model.width=32", "model.depth=1", "model.heads=2",
+       "model.decoder_width=8")  # fmt: skip
+OPTIONS = ("model.encoder.unified_coords=false,true", "model.encoder.spatial_bias=false,true")
+
+
+@pytest.mark.parametrize(
+    "over, settings",
+    [
+        (OPTIONS, [{"unified_coords": a, "spatial_bias": b} for a in (False, True)
+                   for b in (False, True)]),
+        (("model.encoder.curve=hilbert,zorder",), [{"curve": "hilbert"}, {"curve": "zorder"}]),
+    ],
+    ids=["options", "curves"],
+)  # fmt: skip
+def test_the_ablations_of_the_curve_encoder_are_grids_that_can_be_trained(tmp_path, over, settings):
+    begun = []
+
+    @contextmanager
+    def watch(title, run):
+        begun.append(title)
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):  # once every cell was checked, before any is trained
+        ablate("cifar10-sfc", *SFC, over=over, out=tmp_path, watch=watch)
+    cells = cells_of("cifar10-sfc", SFC, parse_factors(over), ())
+    assert begun == [f"run 1 of {len(settings)}: {cells[0].name}"]
+    assert [cell.setting for cell in cells] == [
+        {f"model.encoder.{name}": value for name, value in setting.items()} for setting in settings
+    ]
+    for cell, setting in zip(cells, settings, strict=True):
+        (trial,) = cell.trials
+        assert {name: getattr(trial.run.model.encoder, name) for name in setting} == setting
+
+
 def test_a_folder_with_another_run_is_refused_at_once(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "grid")
     shutil.rmtree(tmp_path / "grid" / NAMES[0])
