@@ -1,6 +1,7 @@
 """Who may import whom: a file imports from rows below its own, or inside its own folder."""
 
 import ast
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "pointillist"
@@ -55,6 +56,15 @@ def test_every_file_imports_only_from_rows_below_its_own():
         if name != room(path) and row(name) >= row(room(path))
     ]
     assert not wrong
+
+
+def test_the_table_of_rows_in_the_documentation_is_this_one():
+    page = SOURCE.parents[1] / "docs" / "index.md"
+    told = re.findall(r"^\| (\d+) \| (`.*`) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    names = {int(i): set(re.findall(r"`(\w+)/?`", cell)) for i, cell in told}
+    assert names == dict(enumerate(ROWS))
+    folders = {name for _, cell in told for name in re.findall(r"`(\w+)/`", cell)}
+    assert folders == {p.name for p in SOURCE.iterdir() if (p / "__init__.py").exists()}
 
 
 def test_no_file_outgrows_its_room():
