@@ -119,8 +119,8 @@ class Run:
                 )
             if getattr(task, "reveal", "all") == "kept" and getattr(self.model, "jitter", 0):
                 raise InputError(
-                    "task.reveal is kept, but model.jitter takes the picture beside its cells, some "
-                    "of which training does not have; set model.jitter=0"
+                    "task.reveal is kept, but model.jitter takes the picture beside its cells, "
+                    "some of which training does not have; set model.jitter=0"
                 )
             whole = [name for name in ("lpips", "align") if getattr(self.loss, name).weight]
             if getattr(task, "reveal", "all") == "kept" and whole:
