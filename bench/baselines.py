@@ -14,7 +14,7 @@ from record import record
 
 from pointillist.baselines import BASELINES
 from pointillist.data import CIFAR10Config
-from pointillist.evaluation.restored import protocol_mask
+from pointillist.known import protocol_mask
 from pointillist.layers.splat import splat
 from pointillist.metrics.pixel import psnr
 from pointillist.validation import held_out

@@ -25,7 +25,7 @@ from pointillist.data.source import InMemory
 from pointillist.draws import Draw, permutation
 from pointillist.engine import checkpoint
 from pointillist.engine.device import autocast, pick_device
-from pointillist.evaluation.restored import protocol_mask
+from pointillist.known import protocol_mask
 from pointillist.metrics.pixel import psnr
 from pointillist.types import InputError
 from pointillist.validation import held_out

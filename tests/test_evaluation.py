@@ -12,7 +12,7 @@ import torch
 from pointillist.engine.log import read
 from pointillist.evaluation import compare, evaluate
 from pointillist.evaluation.neighbours import nearest, real_pictures
-from pointillist.evaluation.restored import protocol_mask
+from pointillist.known import protocol_mask
 from pointillist.metrics import kernel_score, open_extractor, psnr
 from pointillist.pictures import levels
 from pointillist.run import Run

@@ -92,7 +92,7 @@ def reconstruct(
     if wanted is not None:
         questions = [question._replace(size=wanted) for question in questions]
     _draw(
-        trained, questions, draws, out, as_json, interval=interval, noise=noise,
+        trained, questions, draws, out, as_json, level=interval, noise=noise,
         label=_label(label, trained), steps=steps, sampler=sampler, guidance=guidance, dtype=dtype,
         seed=seed, batch=batch,
     )  # fmt: skip

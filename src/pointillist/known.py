@@ -159,9 +159,6 @@ def check_known(known: Known | None, noise: float, always: bool) -> None:
         raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
 
 
-FIRST_MASK = 1000
-
-
 def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tuple[Given, bool]:
     """Arrays of numbers as what is known, and whether they tell of one picture without a batch.
 
@@ -211,10 +208,14 @@ def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tu
 
 
 def protocol_mask(index: int, size: tuple[int, ...], share: float) -> Bool[Tensor, "*space"]:
-    """Which pixels of held-out picture `index` are known."""
+    """Which pixels of held-out picture `index` are known, by the sparse protocol.
+
+    numpy's generator of seed 1000 + `index` orders all of them, and the first `share` of that order
+    are known: a rule that is stated in `docs/evaluation.md`, so anyone can have the same masks.
+    """
     cells = int(np.prod(size))
     mask = np.zeros(cells, dtype=bool)
-    order = np.random.default_rng(FIRST_MASK + index).permutation(cells)
+    order = np.random.default_rng(1000 + index).permutation(cells)
     mask[order[: round(share * cells)]] = True
     return torch.from_numpy(mask).view(size)
 

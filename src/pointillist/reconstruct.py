@@ -18,6 +18,7 @@ from pointillist.evaluation.restored import score_each
 from pointillist.known import known_of, protocol_mask
 from pointillist.layers.observations import regrid
 from pointillist.layers.patch import patch_grid
+from pointillist.metrics.pixel import WINDOW
 from pointillist.metrics.posterior import order_for
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.posterior import Posterior
@@ -26,7 +27,6 @@ from pointillist.sample import Trained
 from pointillist.tasks import read_mask
 from pointillist.types import Given, InputError, Spec
 
-WINDOW = 11  # of SSIM
 SPREAD = 0.5  # the standard deviation that is drawn white
 
 
@@ -145,7 +145,7 @@ def reconstruct(
     questions: Sequence[Question],
     draws: int,
     out: Path,
-    interval: float | None = None,
+    level: float | None = None,
     progress: Callable[[int], None] | None = None,
     **ask: Any,
 ) -> list[dict[str, Any]]:
@@ -153,16 +153,16 @@ def reconstruct(
 
     `OUT/` (or `OUT/NAME/` of several) gets observed.png, mean.png, std.png (white at 0.5 of the
     range [-1, 1]), draw_00.png and so on, triptych.png (observed, mean, truth or a draw), with
-    `interval` the ends of that level as low.png and high.png, and facts.json with PSNR over hidden
+    `level` the ends of that interval as low.png and high.png, and facts.json with PSNR over hidden
     pixels, SSIM and CRPS where the truth is known.
     """
     names = [question.name for question in questions]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two inputs are named {twice}; rename one, their results would mix")
-    if interval is not None and draws > 0:
+    if level is not None and draws > 0:
         try:
-            order_for(interval, draws)
+            order_for(level, draws)
         except InputError as error:
             raise InputError(f"interval: {error}") from None
     made = []
@@ -175,7 +175,7 @@ def reconstruct(
             "size": list(question.grid), "draws": draws, "out": str(folder),
         }  # fmt: skip
         facts |= judged(post, question)
-        for name, picture in shown(post, question, interval).items():
+        for name, picture in shown(post, question, level).items():
             save_png(contact_sheet(picture, columns=picture.shape[0]), folder / f"{name}.png")
         write_text(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
         made.append(facts)

@@ -10,11 +10,10 @@ from pointillist.frozen.alexnet import SMALLEST
 from pointillist.metrics.features import Extractor
 from pointillist.metrics.kernel import LEAST
 from pointillist.metrics.names import GENERATED, RESTORED
+from pointillist.metrics.pixel import WINDOW
 from pointillist.run import Run
 from pointillist.sample import Trained
 from pointillist.types import Given, InputError, Spec
-
-WINDOW = 11  # of SSIM
 
 
 def open_split(run: Run, plan: Plan) -> Source:

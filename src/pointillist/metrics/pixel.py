@@ -10,6 +10,8 @@ from torch import Tensor
 from pointillist.frozen.alexnet import lpips_distance
 from pointillist.types import InputError
 
+WINDOW = 11  # places of SSIM's own, the least that an edge of a picture may have
+
 
 def psnr(
     a: Any,
@@ -62,7 +64,7 @@ def ssim(
     x, y, data_range = aligned(a, b, data_range)
     if window not in ("gaussian", "uniform"):
         raise InputError(f"window {window!r} is not known; take gaussian or uniform")
-    width = width or {"gaussian": 11, "uniform": 7}[window]
+    width = width or {"gaussian": WINDOW, "uniform": 7}[window]
     if width < 3 or width % 2 == 0:
         raise InputError(f"width {width} of the window is not an odd number from 3 on; give one")
     if min(x.shape[2:]) < width:
