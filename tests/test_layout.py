@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "pointillist"
 ROWS = [
     {"types", "version"},
     {"draws", "engine", "foreign", "strict_yaml"},
-    {"layers", "objective", "pictures", "frozen"},
+    {"layers", "objective", "picture_files", "pictures", "frozen"},
     {"measure"},
     {"samplers", "page", "baselines", "resolution"},
     {"data", "augment", "tasks", "encoders", "losses", "guidance", "metrics"},

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor
 
-from pointillist.data.decode import decode, quiet
+from pointillist.data.decode import decoded
 from pointillist.data.known_pixels import read_pixels
 from pointillist.engine.checkpoint import write_text
 from pointillist.evaluation.restored import score_each
@@ -20,6 +19,7 @@ from pointillist.layers.observations import regrid
 from pointillist.layers.patch import patch_grid
 from pointillist.metrics.pixel import WINDOW
 from pointillist.metrics.posterior import order_for
+from pointillist.picture_files import open_named, reading
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.posterior import Posterior
 from pointillist.request import ask_of
@@ -57,21 +57,11 @@ def read_picture(path: Path, spec: Spec) -> Float[Tensor, "1 c h w"]:
     if len(spec.size) != 2 or spec.channels not in (1, 3):
         raise InputError(f"{path}: the run has {spec.channels} channels on {len(spec.size)} axes, "
                          f"and pictures are grey or colour on two")  # fmt: skip
+    opened = open_named(path)
     try:
-        with quiet(), Image.open(path) as opened:
-            size = (opened.height, opened.width)
-            clear = "A" in opened.getbands() or "transparency" in opened.info
-            turned = opened.getexif().get(0x0112, 1) in range(5, 9)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read as a picture: {reason}") from None
-    if clear:
-        raise InputError(
-            f"{path} has an alpha channel, and a colour under it that no one sees; flatten it first"
-        )
-    size = size[::-1] if turned else size
-    try:
-        found = decode(path, size, spec.channels, "crop", True)
+        with reading(path):
+            size = (opened.image.height, opened.image.width)
+            found = decoded(opened, size, spec.channels, "crop", True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return torch.from_numpy(found.x)[None].float() / 127.5 - 1

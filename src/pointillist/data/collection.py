@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from pointillist.data.decode import LARGEST, Decoded, Fit, quiet
+from pointillist.data.decode import Decoded, Fit
 from pointillist.data.report import Refused, Report
 from pointillist.data.source import InMemory, Rows, Source
+from pointillist.picture_files import LARGEST, quiet
 from pointillist.types import InputError, Spec, config, grid_axes
 
 IN_MEMORY = 512 << 20  # bytes of decoded pictures; larger sets are decoded as they are needed

@@ -1,35 +1,19 @@
 """One picture file to 8-bit values of a fixed size, whatever it was stored as."""
 
-import contextlib
-import io
-import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
+from pointillist.picture_files import Opened, open_picture, reading
 from pointillist.types import InputError
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 )
 Fit = Literal["crop", "pad", "adm"]
-LARGEST = 80_000_000  # pixels; a small file can ask for far more memory than the machine has
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without Pillow's warnings of odd metadata and large files; the limit here is ours.
-
-    Python's list of filters belongs to the process, so this goes around all threads, not into one.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Decoded(NamedTuple):
@@ -50,45 +34,27 @@ def decode(
     several frames the first counts. `crop` keeps the largest centred part of the right shape, `pad`
     the whole on white, `adm` is `adm_crop`.
     """
-    try:
-        return _decode(file, size, channels, fit, enlarge)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(file, Path):
-            reason = reason.replace(str(file), file.name)
-        elif "cannot identify image file" in reason:
-            reason = "cannot identify image file"  # without the address of the buffer
-        raise InputError(f"unreadable: {reason}") from None
+    with reading(file):
+        return decoded(open_picture(file), size, channels, fit, enlarge)
 
 
-def _decode(
-    file: Path | bytes, size: tuple[int, int], channels: int, fit: Fit, enlarge: bool
+def decoded(
+    found: Opened, size: tuple[int, int], channels: int, fit: Fit, enlarge: bool
 ) -> Decoded:
-    if not (file.stat().st_size if isinstance(file, Path) else len(file)):
-        raise InputError("unreadable: the file is empty")
-    with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as opened:
-        if opened.width * opened.height > LARGEST:
-            raise InputError(
-                f"unreadable: {opened.width}x{opened.height} pixels, more than {LARGEST:,} in all"
-            )
-        notes = []
-        if opened.mode == "F":
-            raise InputError("unreadable: floating-point values have no known black and white")
-        depth, inverted = _stored(opened)
-        if depth in (12, 16) or opened.mode == "I":
-            notes.append("12-bit" if depth == 12 else "16-bit")
-        if turned := _orientation(opened) in range(2, 9):
-            notes.append("EXIF-rotated")
-        image: Image.Image = ImageOps.exif_transpose(opened) if turned else opened.copy()
+    """`decode` of a picture that is open already."""
+    notes = []
+    if found.depth in (12, 16) or found.image.mode == "I":
+        notes.append("12-bit" if found.depth == 12 else "16-bit")
+    if found.turned:
+        notes.append("EXIF-rotated")
+    image = found.image
     h, w = size
     shape = (image.height, image.width)
     if (image.height < h or image.width < w) and not enlarge:
         raise InputError(
             f"too small: {image.height}x{image.width}, wanted {h}x{w}; data.enlarge=true takes it"
         )
-    image = _eight_bit(_narrowed(image, depth, inverted), notes, channels)
+    image = _eight_bit(_narrowed(found), notes, channels)
     image = fitted(image, size, fit)
     x = np.asarray(image).reshape(h, w, channels).transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(x), shape, tuple(notes))
@@ -123,40 +89,17 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     return ImageOps.pad(image, (w, h), Image.Resampling.LANCZOS, color="white")
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # damaged metadata say nothing about the pixels
-        return 1
-
-
-def _stored(image: ImageFile.ImageFile) -> tuple[int, bool]:
-    """Bits of a value in the file, 0 where Pillow reads them as they are meant, and whether 0 is
-    white though Pillow does not turn it.
-    """
-    raw = str(image.tile)
-    # Of a colour, not of a value: 5, 6 and 5 bits.
-    found = None if "BGR;" in raw else re.search(r"[A-Z];(\d+)", raw)
-    tags = getattr(image, "tag_v2", {})  # TIFF's; Pillow itself writes 32-bit greys as signed
-    bits, form, lowest = (int(np.max(tags.get(tag, 0))) for tag in (258, 339, 262))
-    if form == 2 and bits <= 16:
-        raise InputError("unreadable: signed values have no known black and white")
-    inverted = 262 in tags and lowest == 0 and image.mode.startswith("I;16")
-    return int(found[1]) if found else 0, inverted
-
-
-def _narrowed(image: Image.Image, depth: int, inverted: bool) -> Image.Image:
+def _narrowed(found: Opened) -> Image.Image:
     """Values in 8 bits, and the one that stands for "nothing here" with them."""
+    image, depth = found.image, found.depth
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        # Pillow opens some 16-bit greys as 32-bit integers; anything larger has no known white.
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError("unreadable: values outside 0 to 65535 have no known black and white")
-        light = values * (255 / (4095 if depth == 12 else 65535))
-        narrow = Image.fromarray(np.round(255 - light if inverted else light).astype(np.uint8))
+        values, top = found.levels()
+        values = values[:, :, 0]
+        narrow = Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
         if isinstance(key, int):
-            narrow.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+            nothing = values == (top - key if found.inverted else key)
+            narrow.putalpha(Image.fromarray(np.where(nothing, 0, 255).astype(np.uint8)))
         return narrow
     if isinstance(key, tuple) and depth == 16:
         image.info["transparency"] = tuple(value >> 8 for value in key)

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
 from pointillist.draws import Draw
 from pointillist.layers.observations import centres
+from pointillist.picture_files import open_named, reading
 from pointillist.tasks.task import (
     Masking,
     Range,
@@ -123,29 +123,29 @@ def masks_of(path: str, size: tuple[int, ...]) -> Bool[Tensor, "n 1 *space"]:
 
 
 def read_mask(path: Path, size: tuple[int, ...]) -> Bool[Tensor, "h w"]:
-    """A mask file of `size` = (h, w): white is known, black is asked for; nothing between."""
+    """A mask file of `size` = (h, w): white is known, black is asked for; nothing between.
+
+    The values are those of the file, at its own depth: white is 65535 in 16 bits.
+    """
     try:
-        with Image.open(path) as picture:
-            if "A" in picture.getbands():
-                raise InputError(f"{path} has an alpha channel; save the mask in black and white")
-            levels = np.asarray(picture.convert("L" if picture.mode != "1" else "1")).astype(int)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read as a picture: {reason}") from None
-    levels = levels * 255 if levels.max(initial=0) == 1 else levels
-    if levels.shape != tuple(size):
+        with reading(path):
+            levels, top = open_named(path).levels()
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    if levels.shape[:2] != tuple(size):
         raise InputError(
             f"{path} has {levels.shape[0]}x{levels.shape[1]} pixels, the picture "
             f"{'x'.join(map(str, size))}; give a mask of the same size"
         )
-    between = (levels > 0) & (levels < 255)
-    if between.any():
-        y, x = np.argwhere(between)[0]
+    known, asked = (levels == top).all(2), (levels == 0).all(2)
+    if not (known | asked).all():
+        y, x = np.argwhere(~(known | asked))[0]
+        found = ", ".join(map(str, levels[y, x]))
         raise InputError(
-            f"{path} is {levels[y, x]} at x {x}, y {y}; a mask is 0 (asked for) or 255 (known)"
+            f"{path} is {found} at x {x}, y {y}; a mask is 0 (asked for) or {top} (known)"
         )
-    if not levels.any():
+    if not known.any():
         raise InputError(f"{path} is black everywhere, so nothing is known; leave some white")
-    if levels.all():
+    if known.all():
         raise InputError(f"{path} is white everywhere, so nothing is asked for; leave some black")
-    return torch.from_numpy(levels > 0)
+    return torch.from_numpy(known)
