@@ -48,6 +48,10 @@ def test_a_pixel_that_is_told_of_twice_is_their_mean_and_counted(tmp_path):
     [("x,y,r,g,b\n8,0,1,1,1\n", "line 2: x is 8, outside of the picture; it lies in 0 to 7"),
      ("x,y,r,g,b\n0,-1,1,1,1\n", "line 2: y is -1, outside of the picture"),
      ("x,y,r,g,b\n0,0,0.5,1,0.2\n", "colours between 0 and 1 .*; name them r_unit"),
+     ("x,y,r,g,b\n0,0,1,0,1\n1,0,0,0,0\n", "between 0 and 1 in columns r, g, b, which run"),
+     ("x,y,r_unit,g,b\n0,0,1,0,0.5\n", "0 and 1 in columns g, b, .*; name them g_unit, b_unit"),
+     ("x,y,r,g,b,a\n0,0,9,9,9,9\n", "has a column 'a' that is not known; leave it out, there"),
+     ("x,y,r,g,b,\n0,0,9,9,9,\n", "has a column '' that is not known"),
      ("x,y,r,g,b\n0.5,0,1,1,1\n", "x is 0.5; it is the whole number"),
      ("x,y,r,g,b\n0,0,256,1,1\n", "r is 256; it lies in 0 to 255"),
      ("x,y,r,g,b\n0,0,red,1,1\n", "r is 'red'; it must be a number"),
@@ -64,6 +68,17 @@ def test_a_wrong_table_is_one_sentence(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         read_pixels(table(tmp_path, text), 3, (4, 8))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("x,y,r,g,b\n0,0,0,0,0\n", (0, 0, 0)), ("x,y,r,g,b\n0,0,1,200,0\n", (1, 200, 0)),
+     ("x,y,r_unit,g_unit,b\n0,0,1,0,2\n", (255, 0, 2)), ("x,y,r,g,b\n0,0,2,1,0\n", (2, 1, 0)),
+     ("x,y,r_unit,g_unit,b_unit\n0,0,1,0,1\n", (255, 0, 255))],
+)  # fmt: skip
+def test_dark_and_black_pixels_are_taken_where_the_scale_is_no_question(tmp_path, text, found):
+    seen = read_pixels(table(tmp_path, text), 3, (4, 8)).given.seen
+    torch.testing.assert_close((seen[0, :, 0, 0] + 1) * 127.5, torch.tensor(found).float())
 
 
 def test_a_table_that_is_not_there_or_not_text_is_one_sentence(tmp_path):
@@ -171,9 +186,9 @@ def test_guidance_leaves_the_hints_in_both_passes(trained, monkeypatch):
     shown = []
     plain = type(trained.network).condition
 
-    def condition(network, given, size):
+    def condition(network, given, size, *more):
         shown.append(given)
-        return plain(network, given, size)
+        return plain(network, given, size, *more)
 
     monkeypatch.setattr(type(trained.network), "condition", condition)
     known = Given(seen=torch.full((1, 3, 32, 32), 0.5), mask=torch.rand(1, 1, 32, 32) < 0.5)
@@ -214,7 +229,7 @@ def test_a_run_that_always_saw_hints_is_not_asked_without(trained):
     run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2",
                    "model.encoder.kind=grid", "task.kind=hints", "task.absent=0")  # fmt: skip
     with pytest.raises(
-        InputError, match="never learnt to answer without hints .task.absent 0.; give some"
+        InputError, match="never learnt to answer without hints; give some, or train with task.abs"
     ):
         untrained(run, run.data.promise(), "cpu").sample(1, steps=1)
     known = Given(seen=torch.zeros(2, 3, 32, 32), mask=torch.zeros(2, 1, 32, 32) > 0)

@@ -1,6 +1,7 @@
 """What is shown and what counts: scattered pixels, regions, coarse pictures, mixtures."""
 
 import dataclasses
+import re
 from typing import get_args
 
 import numpy as np
@@ -12,9 +13,13 @@ from PIL import Image
 
 from pointillist.draws import Draw
 from pointillist.encoders import GridConfig
+from pointillist.evaluation.check import check_run
+from pointillist.evaluation.plan import Plan
+from pointillist.known import check_known, known_of
 from pointillist.models import DiTConfig, Network
 from pointillist.resolution import box_means
 from pointillist.run import Run
+from pointillist.sample import untrained
 from pointillist.tasks import (
     GenerateConfig,
     HintsConfig,
@@ -25,7 +30,7 @@ from pointillist.tasks import (
     UpscaleConfig,
 )
 from pointillist.train import backward
-from pointillist.types import Batch, InputError
+from pointillist.types import Batch, Given, InputError
 
 from .contract.test_models import spec_of, toy
 
@@ -193,6 +198,37 @@ def test_mask_files_are_read_and_wrong_ones_refused(tmp_path):
         InpaintConfig(masks=str(tmp_path / "empty")).check_size(SIZE)
     with pytest.raises(InputError, match="cannot be read"):
         InpaintConfig(masks=str(tmp_path / "none.png")).check_size(SIZE)
+
+
+REMEDIES = [
+    (HintsConfig(absent=0.0), "task.absent=0.1", HintsConfig(absent=0.1)),
+    (ScatterConfig(), "task.absent=0.1", ScatterConfig(absent=0.1)),
+    (InpaintConfig(), "task.absent=0.1", InpaintConfig(absent=0.1)),
+    (UpscaleConfig(), "a task.kind=mixture that holds {kind: upscale} and {kind: generate}",
+     MixtureConfig(tasks=(UpscaleConfig(), GenerateConfig()))),
+    (MixtureConfig(tasks=(UpscaleConfig(), ScatterConfig())),
+     "absent: 0.1 of the task scatter, or {kind: generate} among task.tasks",
+     MixtureConfig(tasks=(UpscaleConfig(), ScatterConfig(absent=0.1)))),
+    (MixtureConfig(tasks=(UpscaleConfig(), UpscaleConfig(factors=(4,)))),
+     "{kind: generate} among task.tasks",
+     MixtureConfig(tasks=(UpscaleConfig(), UpscaleConfig(factors=(4,)), GenerateConfig()))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "remedy", "mended"), REMEDIES)
+def test_a_task_that_always_shows_something_names_a_remedy_that_works(task, remedy, mended):
+    assert task.always and task.remedy == remedy and not mended.always
+    known = known_of(Given(seen=torch.zeros(1, 3, 32, 32)), 1, 3, (32, 32))
+    with pytest.raises(InputError, match=re.escape(f"leave noise out, or train with {remedy}")):
+        check_known(known, 0.1, task.remedy)
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2",
+                   "model.encoder.kind=grid", "task.kind=hints")  # fmt: skip
+    run = dataclasses.replace(run, task=task)
+    with pytest.raises(InputError, match=re.escape(f"or hinted, or train with {remedy}")):
+        check_run(run, run.data.promise(), Plan(metrics=("kid",)))
+    with pytest.raises(InputError, match=re.escape(f"give some, or train with {remedy}")) as caught:
+        untrained(run, run.data.promise(), "cpu").sample(1, steps=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_coarse_picture_is_the_mean_of_boxes_and_each_sample_draws_its_factor():

@@ -12,9 +12,6 @@ from pointillist.measure import Chain, Mask, Measure, area
 from pointillist.models.door import gather_on_grid
 from pointillist.types import Given, InputError
 
-NEVER_WITHOUT = (
-    "the run (or its guide) never learnt to answer without hints (task.absent 0); give some"
-)
 OBSERVATIONS = ("seen", "mask", "at", "value", "valid")
 
 
@@ -139,24 +136,30 @@ def _measured(known: tuple[Any, ...], count: int, channels: int, size: tuple[int
     return Known(measure, y)
 
 
-def check_known(known: Known | None, noise: float, always: bool) -> None:
-    """InputError where a network would be asked without hints that `always` had some in training.
+def check_known(known: Known | None, noise: float, remedy: str) -> None:
+    """InputError where a network would be asked without hints that always had some in training.
+
+    Of such a network `remedy` says what to train with instead; of others it is empty.
 
     `noise` is what is stated of the known values; with it they are not shown as the truth.
     """
     if noise and known is None:
         raise InputError(f"noise is {noise:g}, but nothing is known that it could lie on")
-    if not always:
+    if not remedy:
         return
+    never = (
+        f"the run (or its guide) never learnt to answer without hints; give some, or train with "
+        f"{remedy}"
+    )
     if known is None or known.mask is None:
-        raise InputError(NEVER_WITHOUT)
+        raise InputError(never)
     if noise:
         raise InputError(
-            f"noise is {noise:g}, but the run knows exact hints only and was never without "
-            f"(task.absent 0); leave noise out, or train with task.absent=0.1"
+            f"noise is {noise:g}, but the run knows exact hints only and was never without; "
+            f"leave noise out, or train with {remedy}"
         )
     if not known.mask.flatten(1).any(1).all():
-        raise InputError(f"a picture has no hint, but {NEVER_WITHOUT}")
+        raise InputError(f"a picture has no hint, but {never}")
 
 
 def given_of(values: Any, mask: Any = None, at: Any = None, axes: int = 2) -> tuple[Given, bool]:

@@ -207,7 +207,7 @@ class Trained:
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
         every = None if known is None else known_of(known, ask.count, self.spec.channels, size)
-        check_known(every, ask.noise, self._needs_hints(guide))
+        check_known(every, ask.noise, self._remedy(guide))
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
@@ -288,9 +288,10 @@ class Trained:
         takes = self.network.takes.observations != "none"
         return not ask.noise and (takes or ask.consistency is None)
 
-    def _needs_hints(self, guide: "Trained | None") -> bool:
-        """Whether this network, or its guide, was never trained without hints."""
-        return any(trained.run.task.always for trained in (self, guide) if trained is not None)
+    def _remedy(self, guide: "Trained | None") -> str:
+        """What to train with where this network, or its guide, was never without hints; or ""."""
+        tasks = [trained.run.task for trained in (self, guide) if trained is not None]
+        return next((task.remedy for task in tasks if task.always), "")
 
     def _field(
         self,

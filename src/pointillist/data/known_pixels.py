@@ -51,6 +51,11 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Pixels:
                 f"{', '.join(COLOURS[channels])}, each once, with {UNIT} behind it for 0 to 1"
             )
         names[wanted] = there[0]
+    if unknown := [name for name in header if name not in names.values()]:
+        raise InputError(
+            f"{path} has a column {unknown[0]!r} that is not known; leave it out, there are "
+            f"{', '.join(names.values())}"
+        )
     h, w = size
     places: dict[tuple[int, int], list[tuple[float, ...]]] = {}
     try:
@@ -78,13 +83,19 @@ def read_pixels(path: Path, channels: int, size: tuple[int, ...]) -> Pixels:
 
 
 def _check_scale(path: Path, means: Float[Tensor, "k c"], names: list[str]) -> None:
-    """InputError where all colours of 0 to 255 lie in [0, 1] and are no whole numbers."""
-    levels = (means + 1) * 127.5
-    whole = (levels - levels.round()).abs() < 1e-3
-    if not any(name.endswith(UNIT) for name in names) and levels.max() <= 1 and not whole.all():
+    """InputError where no colour of 0 to 255 exceeds 1, as if 1 were white; black alone is black.
+
+    Columns of 0 to 1 say nothing about the others. All others count together: a picture that is
+    green alone may have 1 as its highest red.
+    """
+    byte = [i for i, name in enumerate(names) if not name.endswith(UNIT)]
+    levels = (means[:, byte] + 1) * 127.5
+    if byte and 1e-3 < levels.max() < 1 + 1e-3:
+        near = [names[i] for i in byte]
         raise InputError(
-            f"{path} has colours between 0 and 1 in columns {', '.join(names)}, which run from 0 "
-            f"to 255; name them {', '.join(name + UNIT for name in names)} if 1 is white"
+            f"{path} has colours between 0 and 1 in columns {', '.join(near)}, which run from 0 "
+            f"to 255; name them {', '.join(name + UNIT for name in near)}, and divide by 255 if "
+            f"they are that dark"
         )
 
 

@@ -45,8 +45,9 @@ def check_run(run: Run, spec: Spec, plan: Plan) -> None:
     for metric in plan.of((*GENERATED, "velocity")):
         if task.always:
             raise InputError(
-                f"metric {metric.name} judges what is made of nothing, and this run "
-                f"(task.absent 0) never learnt that; ask for {', '.join(RESTORED)} or hinted"
+                f"metric {metric.name} judges what is made of nothing, and this run never "
+                f"learnt that; ask for {', '.join(RESTORED)} or hinted, or train with "
+                f"{task.remedy}"
             )
     size = "x".join(map(str, spec.size))
     for metric in plan.of(GENERATED):

@@ -14,7 +14,7 @@ from pointillist.layers.observations import regrid
 from pointillist.resolution import box_means
 from pointillist.tasks.inpaint import InpaintConfig
 from pointillist.tasks.scatter import HintsConfig, ScatterConfig
-from pointillist.tasks.task import GenerateConfig, HeldOut, TaskBase, dropped
+from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, dropped
 from pointillist.types import Batch, Given, InputError, by_kind, config
 
 
@@ -42,6 +42,10 @@ class UpscaleConfig(TaskBase):
     @property
     def always(self) -> bool:
         return True
+
+    @property
+    def remedy(self) -> str:
+        return "a task.kind=mixture that holds {kind: upscale} and {kind: generate}"
 
     def expected(self, size: tuple[int, ...]) -> int:
         coarse = [math.prod(size) // factor ** len(size) for factor in self.factors]
@@ -145,6 +149,12 @@ class MixtureConfig(TaskBase):
     @property
     def always(self) -> bool:
         return all(task.always for task in self.tasks)
+
+    @property
+    def remedy(self) -> str:
+        drops = next((task.kind for task in self.tasks if isinstance(task, Masking)), None)
+        absent = f"absent: 0.1 of the task {drops}, or " if drops else ""
+        return f"{absent}{{kind: generate}} among task.tasks"
 
     @property
     def singles(self) -> tuple[TaskBase, ...]:

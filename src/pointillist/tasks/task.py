@@ -51,6 +51,11 @@ class TaskBase(ABC):
         return False
 
     @property
+    def remedy(self) -> str:
+        """What to train with instead, so that drawing from nothing is learnt too; of `always`."""
+        return ""
+
+    @property
     def singles(self) -> tuple["TaskBase", ...]:
         """The tasks that samples are given: itself, or the parts of a mixture."""
         return (self,)
@@ -119,6 +124,10 @@ class Masking(TaskBase):
     @property
     def always(self) -> bool:
         return not self.absent
+
+    @property
+    def remedy(self) -> str:
+        return "task.absent=0.1"
 
     @abstractmethod
     def reveal_of(
