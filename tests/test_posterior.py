@@ -129,7 +129,7 @@ def test_a_draw_is_a_function_of_seed_picture_and_number(trained, known):
     first = Given(seen=known.seen[:2], mask=known.mask[:2])
     fewer = trained.posterior(first, draws=4, seed=5)
     torch.testing.assert_close(fewer.draws, whole.draws[:, :2], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(trained.sample(3, seed=5, known=known), whole.draws[0])
+    torch.testing.assert_close(trained.sample(3, label=-1, seed=5, known=known), whole.draws[0])
     hidden = ~known.mask.expand(4, 3, 3, 32, 32)
     assert torch.equal(whole.hidden, ~known.mask)
     assert (whole.draws.std(0)[hidden[0]] > 0).all()  # no two draws share their noise

@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pointillist as pt
+from pointillist.consistent import (
+    DPSConfig,
+    MomentsConfig,
+    NoConsistency,
+    ProjectionConfig,
+    PseudoInverseConfig,
+    RepaintConfig,
+)
 from pointillist.known import protocol_mask
 from pointillist.measure import Box
 from pointillist.metrics import crps, psnr, ssim
@@ -37,6 +46,14 @@ def run(tmp_path_factory) -> Path:
     """The folder of a small run that knows hints."""
     folder = tmp_path_factory.mktemp("run") / "toy"
     train(pt.Run.load("debug", *TOY, *HINTS), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The folder of a small run that was never shown anything."""
+    folder = tmp_path_factory.mktemp("plain") / "toy"
+    train(pt.Run.load("debug", *TOY), folder)
     return folder
 
 
@@ -203,3 +220,94 @@ def test_several_pictures_are_upscaled_each_to_its_own_size(say, run):
     facts = json.loads(said.out)["pictures"]
     assert [f["size"] for f in facts] == [[32, 32], [16, 32]]
     assert pixels("o/b/draw_00.png").shape == (16, 32, 3)
+
+
+KINDS = {"projection": ProjectionConfig(), "pseudo_inverse": PseudoInverseConfig(),
+         "dps": DPSConfig(), "moments": MomentsConfig(), "repaint": RepaintConfig(),
+         "none": NoConsistency()}  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_word_chooses_how_draws_are_made_to_agree(say, plain, noise):
+    values = colours()
+    mask = protocol_mask(0, (SIZE, SIZE), 0.3)
+    ask = ("reconstruct", plain, write("a.png", values), "--keep", 0.3, "--draws", 1, "--steps", 1,
+           "--noise", noise)  # fmt: skip
+    model, found = pt.load(plain), {}
+    for kind, method in KINDS.items():
+        said = say(*ask, f"sample.consistency.kind={kind}", "--out", kind, "--json")
+        assert said.code == 0, said.err
+        post = model.reconstruct(as_state(values)[0], mask, draws=1, steps=1, noise=noise,
+                                 consistency=method)  # fmt: skip
+        found[kind] = pixels(f"{kind}/draw_00.png")
+        assert (found[kind] == to_bytes(post.draws)[0]).all(), kind
+        (facts,) = json.loads(said.out)["pictures"]
+        assert facts["recipe"]["consistency"]["kind"] == kind and facts["recipe"]["noise"] == noise
+        back = (found[kind][mask.numpy()] == values[mask.numpy()]).all()
+        assert back == (noise == 0 and kind != "none"), kind
+    ways = ("projection", "pseudo_inverse", "dps", "moments", "none") if noise else ("dps", "none")
+    for i, one in enumerate(ways):
+        assert all((found[one] != found[other]).any() for other in ways[i + 1 :]), one
+    said = say("upscale", plain, "a.png", "--scale", 2, "--draws", 1, "sample.steps=1",
+               "sample.consistency.kind=dps", "sample.consistency.step=0.5", "--json")  # fmt: skip
+    (facts,) = json.loads(said.out)["pictures"]
+    assert facts["recipe"]["consistency"] == {"kind": "dps", "step": 0.5}
+    assert facts["recipe"]["steps"] == 1
+
+
+def test_facts_say_how_to_draw_the_same_again(say, run):
+    write("a.png", colours()), write("b.png", colours(seed=1))
+    ask = ("reconstruct", run, "a.png", "b.png", "--keep", 0.2, "--draws", 2, "--steps", 3,
+           "--sampler", "euler", "--seed", 5, "--noise", 0.1, "--label", 2, "--guidance", 2,
+           "--out", "o")  # fmt: skip
+    assert say(*ask).code == 0
+    facts = json.loads(Path("o/b/facts.json").read_text())
+    recipe = facts["recipe"]
+    assert facts["nfe"] == 6  # three steps, each with and without the label
+    told = {"run": "toy", "images": 64, "sampler": "euler", "steps": 3, "seed": 5, "label": "2",
+            "noise": 0.1, "dtype": "float32", "picture": 1, "size": [SIZE, SIZE]}  # fmt: skip
+    assert {name: recipe[name] for name in told} == told
+    assert recipe["guidance"]["scale"] == 2 and recipe["consistency"]["kind"] == "projection"
+    assert recipe["ema"] == pt.load(run).run.train.ema[0]
+    model = pt.load(Path(run).parent / recipe["run"], recipe["ema"], at=recipe["images"])
+    mask = protocol_mask(1, (SIZE, SIZE), 0.2)
+    known = Given(seen=as_state(colours(seed=1)), mask=mask[None, None])
+    asked = {name: recipe[name] for name in ("sampler", "steps", "seed", "label", "noise")}
+    post = model.posterior(known, 2, first=recipe["picture"], guidance=2.0, **asked)
+    assert (to_bytes(post.draws[1])[0] == pixels("o/b/draw_01.png")).all() and post.nfe == 6
+    said = say("reconstruct", run, "a.png", "--keep", 0.2, "--draws", 1, "--json")
+    (facts,) = json.loads(said.out)["pictures"]
+    assert facts["recipe"]["label"] is None and facts["nfe"] == 3  # two steps of heun
+
+
+def test_a_table_counts_on_its_picture_and_size_is_the_answers(say, run):
+    values = colours()
+    table("p.csv", protocol_mask(5, (SIZE, SIZE), 0.2).numpy(), values)
+    ask = ("reconstruct", run, "--points", "p.csv", "--size", "64x64", "--draws", 1, "--json")
+    said = say(*ask, write("a.png", values), "--out", "with")
+    (facts,) = json.loads(said.out)["pictures"]
+    assert facts["size"] == [64, 64] and facts["of"] == SIZE * SIZE and facts["observed"] == 205
+    (facts,) = json.loads(say(*ask, "--out", "without").out)["pictures"]
+    assert facts["size"] == [64, 64] and facts["of"] == 64 * 64 and facts["observed"] == 205
+    places = protocol_mask(5, (SIZE, SIZE), 0.2).numpy()
+    fine = pixels("with/observed.png")[::2, ::2]  # each seen pixel is the mean of four of them
+    assert (fine[places] == values[places]).all()
+    assert (pixels("without/draw_00.png")[:SIZE, :SIZE][places] == values[places]).all()
+    table("p.csv", np.eye(40, 48) > 0, colours(40, 48))  # it reaches beyond the picture
+    said = say(*ask, "a.png")
+    assert said.code == 2 and "p.csv, line 34: x is 32, outside of the picture" in said.err
+
+
+def test_a_mask_lies_on_its_picture_as_both_are_seen(say, run):
+    """A camera stores both lying on their side, and says so."""
+    values, mask = colours(), np.zeros((SIZE, SIZE), np.uint8)
+    mask[3, :9] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(values).save("a.png", exif=turned)
+    Image.fromarray(mask).save("m.png", exif=turned)
+    said = say("reconstruct", run, "a.png", "--mask", "m.png", "--draws", 1, "--out", "o")
+    assert said.code == 0 and "9 of 1,024 pixels seen" in said.out
+    upright, known = np.rot90(values, -1), np.rot90(mask, -1) > 0
+    assert (pixels("o/draw_00.png")[known] == upright[known]).all()
+    assert (pixels("o/observed.png")[~known] == 128).all()

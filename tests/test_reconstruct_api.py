@@ -15,6 +15,7 @@ from pointillist.consistent import (
 from pointillist.known import protocol_mask
 from pointillist.layers.observations import to_points
 from pointillist.measure import Blur, Box, Chain
+from pointillist.reconstruct import Question, answers
 from pointillist.request import Ask
 from pointillist.types import Given, InputError
 from tests.awake import awake
@@ -89,11 +90,21 @@ def test_several_pictures_are_answered_as_each_alone(model):
     torch.testing.assert_close(post.draws[:, 0], alone.draws, rtol=1e-5, atol=1e-5)
 
 
-def test_no_label_is_no_class_rather_than_the_first(model):
-    given = {"draws": 1, "seed": 1}
-    none, said = (model.reconstruct(X, MASK, label=label, **given) for label in (None, -1))
-    first = model.reconstruct(X, MASK, label=0, **given)
-    assert torch.equal(none.draws, said.draws) and not torch.equal(none.draws, first.draws)
+def test_no_label_is_no_class_rather_than_the_first_by_every_way(model):
+    known = Given(seen=X[None], mask=MASK[None, None])
+    question = Question("a", known.seen, known.mask)
+    ways = {
+        "reconstruct": lambda **ask: model.reconstruct(X, MASK, draws=1, seed=1, **ask).draws[0],
+        "posterior": lambda **ask: model.posterior(known, draws=1, seed=1, **ask).draws[0, 0],
+        "answers": lambda **ask: next(answers(model, [question], 1, seed=1, **ask)).draws[0, 0],
+    }
+    for name, way in ways.items():
+        none, said, first = way(), way(label=-1), way(label=0)
+        assert torch.equal(none, said) and not torch.equal(none, first), name
+    upscaled = [model.upscale(X, scale=2, **ask) for ask in ({}, {"label": -1}, {"label": 0})]
+    assert torch.equal(*upscaled[:2]) and not torch.equal(*upscaled[1:])
+    in_turn = model.sample(1, known=known, seed=1)
+    assert torch.equal(in_turn, model.sample(1, label=0, known=known, seed=1))
 
 
 def test_guidance_costs_nothing_where_no_label_is_known(model):
@@ -201,7 +212,7 @@ def test_without_consistency_a_measurement_is_shown_only(model, unshown):
     assert (free.draws[0][:, MASK] - X[:, MASK]).abs().max() > 1e-3
     y = MEASURES["means"](X[None])
     ignored = unshown.posterior((MEASURES["means"], y), draws=1, consistency=NoConsistency())
-    assert torch.equal(ignored.draws[0], unshown.sample(1))
+    assert torch.equal(ignored.draws[0], unshown.sample(1, label=-1))
 
 
 def test_the_more_noise_is_stated_the_further_known_pixels_may_go(model):

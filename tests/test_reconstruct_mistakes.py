@@ -120,6 +120,10 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("a.png", *KEEP, "--noise", "nan"), "noise is nan; "),
     (("a.png", *KEEP, "--label", "99"), "label is 99"),
     (("a.png", *KEEP, "--out", "a.png"), "cannot be written"),
+    (("a.png", *KEEP, "model.width=64"), "model.width=64: a run folder describes itself; only sam"),
+    (("a.png", *KEEP, "seed=3"), "seed=3: a run folder describes itself; only sample.* may be set"),
+    (("a.png", *KEEP, "sample.consistency.kind=dpss"), "sample.consistency"),
+    (("a.png", *KEEP, "sample.stepps=3"), "stepps"),
 ]
 WORSE: list[tuple[tuple[str, ...], str]] = [
     (("a.png",), "give either --size or --scale"),
@@ -133,6 +137,8 @@ WORSE: list[tuple[tuple[str, ...], str]] = [
     (("a.png", "b/a.png", "--scale", "2"), "two inputs are named a; rename one"),
     (("clear.png", "--scale", "2"), "clear.png has an alpha channel"),
     (("a.png", "--scale", "2", "--draws", "0"), "draws is 0; it is 1 or more"),
+    (("a.png", "--scale", "2", "task.absent=1"), "task.absent=1: a run folder describes itself"),
+    (("sample.steps=1", "--scale", "2"), "no INPUT is given; upscale needs a picture"),
 ]
 
 

@@ -11,7 +11,14 @@ import typer
 from pointillist.cli_data import data_app
 from pointillist.cli_judge import judge_app
 from pointillist.cli_reconstruct import reconstruct_app
-from pointillist.cli_words import SAMPLERS, AsJson, Overrides, parse_interval
+from pointillist.cli_words import (
+    SAMPLERS,
+    AsJson,
+    Overrides,
+    check_sample_words,
+    parse_interval,
+    set_words,
+)
 from pointillist.types import InputError, parse_size
 
 app = typer.Typer(
@@ -105,7 +112,7 @@ def sample(
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
     from pointillist.request import Ask
-    from pointillist.run import Run, from_dict, to_dict
+    from pointillist.run import Run
     from pointillist.sample import load, untrained
 
     if dtype not in DTYPES:
@@ -118,13 +125,9 @@ def sample(
         wanted = Run.load(run, *(overrides or []), *_device(device))
         trained = untrained(wanted, wanted.data.promise())
     else:
-        for text in overrides or []:
-            if not text.startswith("sample."):
-                raise InputError(f"{text}: a run folder describes itself; only sample.* may be set "
-                                 f"there, all else with --random-init")  # fmt: skip
+        check_sample_words(overrides or [], ", all else with --random-init")
         trained = load(run, ema, device)
-        if overrides:
-            trained.run = from_dict(to_dict(trained.run), tuple(overrides))
+        set_words(trained, overrides or [])
     check_writable(out if out.suffix == ".png" else out / "000000.png")
     labels: Any = label
     if label is not None and "," in label and label not in trained.spec.classes:

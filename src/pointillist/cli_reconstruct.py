@@ -1,18 +1,26 @@
 """Words to verbs, for pictures of which something is known: reconstruct and upscale."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pointillist.cli_words import SAMPLERS, AsJson
+from pointillist.cli_words import SAMPLERS, AsJson, check_sample_words, set_words
 from pointillist.types import InputError, parse_size
 
 reconstruct_app = typer.Typer()
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT... [sample.KEY=VALUE]...",
+        help="Pictures, and fields of the run's `sample` to set, as sample.consistency.kind=dps.",
+    ),
+]
 Draws = Annotated[int, typer.Option(help="Draws from the posterior of each picture.")]
 Size = Annotated[str | None, typer.Option(help="HxW of the answer.")]
 Label = Annotated[str | None, typer.Option(help="Class by number or name (default: none known).")]
@@ -31,9 +39,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 @reconstruct_app.command()
 def reconstruct(
     run: RunFolder,
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT...", help="Pictures.")
-    ] = None,
+    inputs: Inputs = None,
     keep: Annotated[
         float | None, typer.Option(help="This share of the pixels is seen, at random.")
     ] = None,
@@ -41,7 +47,8 @@ def reconstruct(
         Path | None, typer.Option(help="A picture: seen where it is white, asked where black.")
     ] = None,
     points: Annotated[
-        Path | None, typer.Option(help="CSV of seen pixels: x,y,r,g,b, from the top left.")
+        Path | None,
+        typer.Option(help="CSV of seen pixels: x,y,r,g,b, on INPUT's grid, else on --size's."),
     ] = None,
     noise: Annotated[
         float, typer.Option(help="Standard deviation of what is seen, in [-1, 1]; 0: exact.")
@@ -50,7 +57,10 @@ def reconstruct(
     interval: Annotated[
         float | None, typer.Option(help="Also write the ends of this level, as 0.8.")
     ] = None,
-    size: Size = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HxW of the answer; without INPUT also the grid of --points."),
+    ] = None,
     label: Label = None,
     steps: Steps = None,
     sampler: SamplerName = None,
@@ -73,12 +83,13 @@ def reconstruct(
         raise InputError(
             f"{' and '.join(chosen) or 'none of --keep, --mask, --points'} given; give one of them"
         )
-    files = inputs or []
+    files, words = _split(inputs)
     if points is None and not files:
         raise InputError(f"no INPUT is given; {chosen[0]} needs a picture")
     if points is not None and len(files) > 1:
         raise InputError(f"{len(files)} inputs are given; --points tells of one picture")
     trained = load(run, ema, device)
+    set_words(trained, words)
     wanted = parse_size(size) if size else None
     questions = []
     for i, file in enumerate(files or [None]):
@@ -92,16 +103,16 @@ def reconstruct(
     if wanted is not None:
         questions = [question._replace(size=wanted) for question in questions]
     _draw(
-        trained, questions, draws, out, as_json, level=interval, noise=noise,
-        label=_label(label, trained), steps=steps, sampler=sampler, guidance=guidance, dtype=dtype,
-        seed=seed, batch=batch,
+        trained, questions, draws, out, as_json, words, level=interval, noise=noise,
+        label=label, steps=steps, sampler=sampler, guidance=guidance, dtype=dtype, seed=seed,
+        batch=batch,
     )  # fmt: skip
 
 
 @reconstruct_app.command()
 def upscale(
     run: RunFolder,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Pictures.")],
+    inputs: Inputs = None,
     size: Size = None,
     scale: Annotated[int | None, typer.Option(help="This many times as fine.")] = None,
     draws: Draws = 4,
@@ -124,10 +135,14 @@ def upscale(
 
     if (size is None) == (scale is None):
         raise InputError("give either --size or --scale")
+    files, words = _split(inputs)
+    if not files:
+        raise InputError("no INPUT is given; upscale needs a picture")
     wanted = parse_size(size) if size else None
     trained = load(run, ema, device)
+    set_words(trained, words)
     questions = []
-    for file in inputs:
+    for file in files:
         question = coarse(file, trained.spec)
         try:
             there = finer(tuple(question.seen.shape[2:]), wanted, scale)
@@ -135,23 +150,35 @@ def upscale(
             raise InputError(f"{file}: {error}") from None
         questions.append(question._replace(size=there))
     _draw(
-        trained, questions, draws, out, as_json, label=_label(label, trained), steps=steps,
+        trained, questions, draws, out, as_json, words, label=label, steps=steps,
         sampler=sampler, guidance=guidance, dtype=dtype, seed=seed, batch=batch,
     )  # fmt: skip
 
 
-def _label(text: str | None, trained: Any) -> Any:
-    """A class by name or number; -1, no label, where a run has classes and none is said."""
-    return -1 if text is None and trained.spec.classes else text
+def _split(inputs: list[str] | None) -> tuple[list[Path], list[str]]:
+    """Pictures, and words KEY=VALUE; InputError for a word that sets no field of `sample`.
+
+    A file of such a name is a picture, unless it begins with `sample.`.
+    """
+    words = [
+        word for word in inputs or []
+        if re.match(r"[\w.]+=", word) and (word.startswith("sample.") or not Path(word).exists())
+    ]  # fmt: skip
+    check_sample_words(words)
+    return [Path(word) for word in inputs or [] if word not in words], words
 
 
 def _draw(
-    trained: Any, questions: list[Any], draws: int, out: Path, as_json: bool, **ask: Any
-) -> None:
+    trained: Any, questions: list[Any], draws: int, out: Path, as_json: bool, words: list[str],
+    **ask: Any,
+) -> None:  # fmt: skip
     from pointillist.console import Drawing
     from pointillist.engine.checkpoint import check_writable
     from pointillist.reconstruct import reconstruct as draw
 
+    # Who names a way to make draws agree wants it of a network that can be shown nothing, too.
+    if any(word.startswith("sample.consistency") for word in words):
+        ask["consistency"] = trained.run.sample.consistency
     check_writable(out / "mean.png")
     begun = time.perf_counter()
     with Drawing(draws * len(questions)) as drawing:

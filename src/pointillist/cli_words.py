@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,26 @@ METRICS = (
 )
 SWEPT = "ema, guidance, interval, sampler, steps, seed, at, size"
 AsJson = Annotated[bool, typer.Option("--json", help="The same facts for machines.")]
+
+
+def check_sample_words(words: Sequence[str], elsewhere: str = "") -> None:
+    """InputError for a word that sets anything but a field of `sample`.
+
+    `elsewhere` says where others may be set.
+    """
+    for text in words:
+        if not text.startswith("sample."):
+            raise InputError(
+                f"{text}: a run folder describes itself; only sample.* may be set there{elsewhere}"
+            )
+
+
+def set_words(trained: Any, words: Sequence[str]) -> None:
+    """Set fields of the run of a loaded network, as `sample.steps=10`."""
+    from pointillist.run import from_dict, to_dict
+
+    if words:
+        trained.run = from_dict(to_dict(trained.run), tuple(words))
 
 
 def parse_interval(text: str | None) -> tuple[float, float] | None:

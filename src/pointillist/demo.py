@@ -95,9 +95,8 @@ def restore(run: Run, trained: Trained) -> Restored:
     classical = {"nearest": nearest(seen, masks), "linear": linear(seen, masks)}
     error = {name: psnr(found.clamp(-1, 1), x, data_range=2.0, mask=~masks)
              for name, found in classical.items()}  # fmt: skip
-    label = -1 if trained.spec.classes else None
     rows, scores = [], []
-    every = answers(trained, questions, DRAWS, label=label, guidance=1.0, steps=10)
+    every = answers(trained, questions, DRAWS, guidance=1.0, steps=10)
     for i, (question, post) in enumerate(zip(questions, every, strict=True)):
         made = shown(post, question)
         names = ("observed", "mean", "std", "draw_00", "draw_01", "draw_02")

@@ -57,7 +57,8 @@ class Posterior:
 
     Figures come back in the draws' precision, as tensors or, with `arrays`, as numpy arrays.
     `hidden`, which broadcasts to a draw, tells the places that were drawn from those that were
-    known; only the former are judged.
+    known; only the former are judged. `nfe` is how many network evaluations a draw took, None where
+    draws were at hand.
     """
 
     def __init__(
@@ -66,14 +67,16 @@ class Posterior:
         draws: Tensor | None = None,
         hidden: Tensor | None = None,
         arrays: bool = False,
+        nfe: int | None = None,
     ) -> None:
         if not moments.count:
             raise InputError("draws is 0; a posterior needs 1 or more")
-        self.moments, self._draws, self._hidden, self.arrays = moments, draws, hidden, arrays
+        self.moments, self._draws, self._hidden = moments, draws, hidden
+        self.arrays, self.nfe = arrays, nfe
 
     def in_arrays(self) -> "Posterior":
         """The same posterior, which answers in numpy arrays."""
-        return Posterior(self.moments, self._draws, self._hidden, arrays=True)
+        return Posterior(self.moments, self._draws, self._hidden, arrays=True, nfe=self.nfe)
 
     def _told(self, figure: Tensor) -> Any:
         return figure.numpy() if self.arrays else figure
@@ -82,7 +85,7 @@ class Posterior:
         """The posterior of the first picture alone, without the axis of pictures."""
         draws = None if self._draws is None else self._draws[:, 0]
         hidden = None if self._hidden is None else self._hidden[0]
-        return Posterior(self.moments.first(), draws, hidden, self.arrays)
+        return Posterior(self.moments.first(), draws, hidden, self.arrays, self.nfe)
 
     @classmethod
     def of(cls, draws: Tensor, hidden: Tensor | None = None) -> "Posterior":

@@ -1,5 +1,6 @@
 """Pictures from files and back: what is known of them, what was drawn, how near it came."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from pointillist.data.decode import decoded
 from pointillist.data.known_pixels import read_pixels
 from pointillist.engine.checkpoint import write_text
+from pointillist.evaluation.judge import drawn_by
 from pointillist.evaluation.restored import score_each
 from pointillist.known import known_of, protocol_mask
 from pointillist.layers.observations import regrid
@@ -144,7 +146,7 @@ def reconstruct(
     `OUT/` (or `OUT/NAME/` of several) gets observed.png, mean.png, std.png (white at 0.5 of the
     range [-1, 1]), draw_00.png and so on, triptych.png (observed, mean, truth or a draw), with
     `level` the ends of that interval as low.png and high.png, and facts.json with PSNR over hidden
-    pixels, SSIM and CRPS where the truth is known.
+    pixels, SSIM and CRPS where the truth is known, evaluations a draw, and how to repeat it.
     """
     names = [question.name for question in questions]
     if len(set(names)) < len(names):
@@ -156,8 +158,9 @@ def reconstruct(
         except InputError as error:
             raise InputError(f"interval: {error}") from None
     made = []
+    recipe = recipe_of(trained, ask)
     every = answers(trained, questions, draws, progress, **ask)
-    for question, post in zip(questions, every, strict=True):
+    for number, (question, post) in enumerate(zip(questions, every, strict=True)):
         folder = out if len(questions) == 1 else out / question.name
         facts: dict[str, Any] = {
             "input": question.name, "observed": int(question.mask.sum()),
@@ -165,11 +168,24 @@ def reconstruct(
             "size": list(question.grid), "draws": draws, "out": str(folder),
         }  # fmt: skip
         facts |= judged(post, question)
+        facts |= {"nfe": post.nfe, "recipe": {**recipe, "picture": number, "size": facts["size"]}}
         for name, picture in shown(post, question, level).items():
             save_png(contact_sheet(picture, columns=picture.shape[0]), folder / f"{name}.png")
         write_text(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
         made.append(facts)
     return made
+
+
+def recipe_of(trained: Trained, ask: dict[str, Any]) -> dict[str, Any]:
+    """How to draw the same again; with the known values themselves that is all there is to it."""
+    request = ask_of(ask)
+    consistency = request.consistency or trained.run.sample.consistency
+    return {
+        **drawn_by(trained, request),
+        "consistency": dataclasses.asdict(consistency),
+        "noise": request.noise,
+        "label": request.label,
+    }
 
 
 def _of_all(progress: Callable[[int], None], before: int, done: int) -> None:

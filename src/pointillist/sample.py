@@ -107,14 +107,15 @@ class Trained:
         """`draws` pictures for each row of `known`, `draws b c *space`; fields of `Ask` by name.
 
         Draw j of picture i is a function of (seed, i, j) and the request; draw 0 is what `sample`
-        gives. `first` is the number of the first row, for rows that are a part of more. Without
-        `keep` mean and spread are gathered on the way and the draws forgotten.
-        `label` is one for all, or one for each picture. `progress` hears of pictures drawn.
+        gives with the same label. `first` is the number of the first row, for rows that are a part
+        of more. Without `keep` mean and spread are gathered on the way and the draws forgotten.
+        `label` is one for all, or one for each picture; None is "not known", as -1 is. `progress`
+        hears of pictures drawn.
         """
         for name, value, least in (("draws", draws, 1), ("first", first, 0)):
             if value < least:
                 raise InputError(f"{name} is {value}; it is {least} or more")
-        label = plain_label(label)
+        label = plain_label(-1 if label is None and self.spec.classes else label)
         count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
         request = ask_of(ask)
@@ -122,7 +123,7 @@ class Trained:
         every = known_of(known, count, self.spec.channels, size)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
-        moments, kept = RunningMoments(), []
+        moments, kept, nfe = RunningMoments(), [], 0
         together = max(1, request.batch // count)
         for start in range(0, draws, together):
             number = torch.arange(start, min(start + together, draws))
@@ -138,11 +139,12 @@ class Trained:
             )  # fmt: skip
             x = answer.x.unflatten(0, (some, count))
             moments.add(x)
+            nfe = answer.nfe
             kept.extend([x] * keep)
             if progress is not None:
                 progress((start + some) * count)
         hidden = ~every.mask if every.mask is not None and every.within(size) else None
-        return Posterior(moments, torch.cat(kept) if keep else None, hidden)
+        return Posterior(moments, torch.cat(kept) if keep else None, hidden, nfe=nfe)
 
     def reconstruct(
         self,
@@ -160,12 +162,11 @@ class Trained:
         true where they are known; without one NaN is "not known". numpy in, numpy out. Fields of
         `Ask` by name: `size` asks for a finer grid, of which a value is then the mean over its
         cell; `noise` states the standard deviation of the values, which then need not come back as
-        they are. `label` None is "not known" too.
+        they are.
         """
         given, one = given_of(values, mask, at, len(self.spec.size))
         if given.seen is not None and ask.get("size") is None:
             ask["size"] = tuple(given.seen.shape[2:])
-        label = -1 if label is None and self.spec.classes else label
         post = self.posterior(given, draws, label, **ask)
         post = post.first() if one else post
         return post.in_arrays() if isinstance(values, np.ndarray) else post

@@ -19,6 +19,7 @@ from pointillist.evaluation.restored import scores as restored_scores
 from pointillist.metrics.features import open_extractor
 from pointillist.metrics.interval import Score, bootstrap_mean
 from pointillist.metrics.names import DENOISED, GENERATED, RESTORED, Metric, parse_metrics
+from pointillist.request import Ask
 from pointillist.run import to_dict
 from pointillist.sample import Trained
 from pointillist.validation import TIMES, Errors, held_out, held_out_observed, velocity_errors
@@ -147,7 +148,23 @@ def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) ->
 
 def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
     """Everything needed to repeat the figures."""
-    origin, asked = trained.origin, trained.prepare(plan.ask(1))
+    return {
+        "metrics": list(plan.metrics),
+        **drawn_by(trained, plan.ask(1)),
+        "count": plan.count,
+        "reference": plan.reference,
+        "split": plan.split,
+        "extractor": plan.extractor,
+        "draws": plan.draws,
+        "share": plan.share,
+        "device": str(trained.device),
+        "made_by": made_by(),
+    }
+
+
+def drawn_by(trained: Trained, ask: Ask) -> dict[str, Any]:
+    """Whose pictures a request draws, and how."""
+    origin, asked = trained.origin, trained.prepare(ask)
     # At 1 nothing else of guidance acts.
     guidance: dict[str, Any] = {"scale": 1.0}
     if asked.guidance.scale != 1:
@@ -155,7 +172,6 @@ def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
     if asked.guide is not None:
         guidance["guide"] = weights_digest(asked.guide)
     return {
-        "metrics": list(plan.metrics),
         "run": origin.folder.resolve().name if origin else None,
         "images": origin.images if origin else None,
         "ema": origin.ema if origin else None,
@@ -165,16 +181,8 @@ def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         "steps": len(asked.times) - 1,
         "times": asked.times.tolist(),
         "size": list(asked.size),
-        "seed": plan.seed,
-        "dtype": plan.dtype,
-        "count": plan.count,
-        "reference": plan.reference,
-        "split": plan.split,
-        "extractor": plan.extractor,
-        "draws": plan.draws,
-        "share": plan.share,
-        "device": str(trained.device),
-        "made_by": made_by(),
+        "seed": ask.seed,
+        "dtype": ask.dtype,
     }
 
 
