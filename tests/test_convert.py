@@ -248,7 +248,8 @@ def test_a_command_writes_a_run_that_a_command_samples(jit, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["pointillist", "convert", "--help"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert f"Of models: {', '.join(FAMILIES)}." in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"Of models: {', '.join(FAMILIES)}." in told
     event = json.loads(Path("runs/a/log.jsonl").read_text())
     assert event["event"] == "converted" and event["file"] == "a.pth"
     assert Path("a.png").exists() and Path("runs/a/checkpoints/000000000/state.json").exists()

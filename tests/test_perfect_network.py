@@ -104,6 +104,9 @@ def test_it_has_no_validation_loss(path, predict):
         def __init__(self):
             pass
 
+        def condition(self, given, size, asked=None):
+            return None
+
         def __call__(self, xt, t, given, context=None, taps=()):
             return Prediction(objective.answer(Estimate(x, eps), t))
 

@@ -54,7 +54,8 @@ def network_field(
     is less than what float32 tells from 1. One that renders sees the state near its training size.
     """
     scale = network.scale(size)
-    context = network.condition(given, tuple(n // scale for n in size), size)
+    sizes = (size,) if scale == 1 else (tuple(n // scale for n in size), size)
+    context = network.condition(given, *sizes)
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
         t = torch.tensor(float(t), dtype=torch.float64)
