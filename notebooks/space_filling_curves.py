@@ -526,10 +526,11 @@ show(
 
 # %% [markdown]
 # Is there a border between patches? Sort the steps between neighbouring pixels by where in a
-# patch they lie. The picture has edges, most of them where one of its 32 x 32 cells meets the
-# next: asked three times as fine, at every third place. Where no border was added, the step into
-# the next patch is as large as those between cells inside of one. The true picture, whose patches
-# are no more than a thought, shows how even that is by chance.
+# patch they lie, and hold the step into the next patch against those between the picture's 32 x 32
+# cells inside of one. Where no border was added both are as large; the true picture, whose patches
+# are no more than a thought, shows how even that is by chance. A field that is smooth inside of its
+# patch has a faint border there, which grows with the size: two fields agree at their border only
+# as far as the fit made them.
 #
 # This is the decoder alone, with tokens that were fitted together. That the tokens of neighbours
 # agree is what a network's blocks learn, and seconds of training do not teach it at any size.

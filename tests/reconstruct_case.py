@@ -10,13 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
+import pointillist as pt
 from pointillist import cli
+from pointillist.train import train
 
 SIZE = 32
 TOY = ("model.width=32", "model.depth=1", "model.heads=2", "model.context_tokens=0",
        "train.images=64", "train.batch=32", "train.save_every=64", "train.grid=0",
        "train.validate=0", "sample.steps=2", "optim.lr=0.01", "optim.warmup=0")  # fmt: skip
 HINTS = ("model.encoder.kind=grid", "task.kind=hints")
+
+
+def small_run(folders: Any, name: str, *words: str) -> Path:
+    """The folder of a small run of the debug preset with `words`, trained for two steps."""
+    folder = folders.mktemp(name) / "toy"
+    train(pt.Run.load("debug", *TOY, *words), folder)
+    return folder
 
 
 class Said:

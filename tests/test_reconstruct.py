@@ -21,15 +21,14 @@ from pointillist.known import protocol_mask
 from pointillist.measure import Box
 from pointillist.metrics import crps, psnr, ssim
 from pointillist.pictures import to_bytes
-from pointillist.train import train
 from pointillist.types import Given
 from tests.reconstruct_case import (
     HINTS,
     SIZE,
-    TOY,
     as_state,
     colours,
     pixels,
+    small_run,
     speaker,
     table,
     write,
@@ -43,18 +42,14 @@ def say(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """The folder of a small run that knows hints."""
-    folder = tmp_path_factory.mktemp("run") / "toy"
-    train(pt.Run.load("debug", *TOY, *HINTS), folder)
-    return folder
+    """A run that knows hints."""
+    return small_run(tmp_path_factory, "run", *HINTS)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """The folder of a small run that was never shown anything."""
-    folder = tmp_path_factory.mktemp("plain") / "toy"
-    train(pt.Run.load("debug", *TOY), folder)
-    return folder
+    """A run that was never shown anything."""
+    return small_run(tmp_path_factory, "plain")
 
 
 def test_a_share_of_the_pixels_comes_back_exactly_in_every_file(say, run):

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pointillist as pt
-from pointillist.train import train
-from tests.reconstruct_case import HINTS, SIZE, TOY, colours, speaker, table, write
+from tests.reconstruct_case import HINTS, SIZE, colours, small_run, speaker, table, write
 
 
 @pytest.fixture
@@ -19,18 +17,14 @@ def say(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """The folder of a small run that knows hints."""
-    folder = tmp_path_factory.mktemp("run") / "toy"
-    train(pt.Run.load("debug", *TOY, *HINTS), folder)
-    return folder
+    """A run that knows hints."""
+    return small_run(tmp_path_factory, "run", *HINTS)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """The folder of a small run that was never shown anything."""
-    folder = tmp_path_factory.mktemp("plain") / "toy"
-    train(pt.Run.load("debug", *TOY), folder)
-    return folder
+    """A run that was never shown anything."""
+    return small_run(tmp_path_factory, "plain")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

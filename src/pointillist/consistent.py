@@ -30,11 +30,10 @@ from torch import Tensor
 from pointillist.guidance import Field, moved
 from pointillist.measure import Measure, Measured
 from pointillist.objective import FAINTEST, Interpolant
-from pointillist.samplers import Noise, Times, Watch
+from pointillist.samplers import Noise, Sampler, Times, Watch
 from pointillist.types import Estimate, InputError, State, by_kind, config
 
 Pull = Callable[[State], State]
-Sampler = Callable[..., State]  # samplers.Sampler, in a form that can be checked at run time
 
 
 def variance(path: Interpolant, t: Tensor, strength: float, spread: float = 1.0) -> Tensor:

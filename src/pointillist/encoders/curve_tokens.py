@@ -186,7 +186,7 @@ class CurveTokenizer(nn.Module):
     def _code(self, at: Float[Tensor, "k s"]) -> Float[Tensor, "k f"]:
         return fourier(at, self.bands) if self.code is None else self.code(at)
 
-    def _along_curve(
+    def _positions(
         self, cell: Int[Tensor, " k"], size: tuple[int, ...]
     ) -> Float[Tensor, "k one"] | None:
         """Where along the curve each cell lies, in [0, 1]."""
@@ -227,7 +227,7 @@ class CurveTokenizer(nn.Module):
         features = torch.cat((self._told(points).to(code.dtype), code), -1)
         features = self._spread(features, slot, taken).flatten(2)
         x = F.linear(features, torch.cat((told, coded), -1).flatten(1), self.project.bias).float()
-        position = self._along_curve(points.cell, size)
+        position = self._positions(points.cell, size)
         if position is None:
             return x
         with in_float32(x):
@@ -249,7 +249,7 @@ class CurveTokenizer(nn.Module):
         told, coded, along = self._parts()
         of_codes = coded.transpose(0, 1).flatten(0, 1)
         table = F.linear(self._everywhere(size, device), of_codes).float()
-        position = self._along_curve(torch.arange(cells, device=device), size)
+        position = self._positions(torch.arange(cells, device=device), size)
         if position is not None:
             table = table + position * along[..., 0].T.flatten()
         filled = taken.flatten().cumsum(0) - taken.flatten()

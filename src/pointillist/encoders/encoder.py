@@ -4,6 +4,7 @@ A backbone embeds the noisy patches and hands them over; what comes back are the
 its blocks begin. The observation alone is encoded in `condition`, once for a whole reconstruction.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Site(NamedTuple):
     heads: int
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Observations and noisy patches to the tokens with which a backbone's blocks begin."""
 
     takes: Literal["none", "any"] = "any"
@@ -31,6 +32,7 @@ class Encoder(nn.Module):
     def initialise(self) -> None:
         """Set what differs from the backbone's own initialisation; it calls this last."""
 
+    @abstractmethod
     def condition(
         self,
         given: Given,
@@ -44,13 +46,12 @@ class Encoder(nn.Module):
         the cells of the answer, where they are finer. Where nothing is given at all there is one
         row, for the whole batch.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Any
     ) -> Float[Tensor, "b n d"]:
         """The tokens; `patches` are those of the state, row-major, c = SiLU(time + label)."""
-        raise NotImplementedError
 
     def guess(self, context: Any) -> Float[Tensor, "b c *space"] | None:
         """A picture that the backbone adds to its answer, on the grid that is asked; none here."""
