@@ -75,7 +75,9 @@ class Run:
             raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
         self.loss.check(spec)
         self.task.check_size(spec.size)
+        self.task.places.check_size(spec.size)
         self.check_hints()
+        self._check_places()
         self._check_tasks()
         self._check_guidance(spec)
 
@@ -107,6 +109,20 @@ class Run:
             raise InputError(
                 f"sample.guidance.scale is {guidance.scale}, but task.label_drop is 0, so no "
                 f"unlabelled answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
+            )
+
+    def _check_places(self) -> None:
+        """What needs a whole grid cannot be had of some places."""
+        if not self.task.places.some:
+            return
+        terms = ("lpips", "align", "frequency")
+        whole = [f"loss.{n}.weight=0" for n in terms if getattr(self.loss, n).weight]
+        if self.objective.noise_size is not None:
+            whole.append("objective.noise_size=null")
+        if whole:
+            raise InputError(
+                f"task.places.kind is {self.task.places.kind}, but {whole[0].partition('=')[0]} "
+                f"is for whole grids; set {whole[0]} or task.places.kind=everywhere"
             )
 
     def _check_tasks(self) -> None:

@@ -76,6 +76,7 @@ def _train(
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
     network = Network(model)
+    check_places(run, network)
     alignment = build_alignment(run.loss.align, model, device, taught)
     beside = [] if alignment is None else list(alignment.parameters())
     parameters = [*(p for p in model.parameters() if p.requires_grad), *beside]
@@ -185,6 +186,15 @@ def _train(
     return Trained(run, source.spec, model, device)
 
 
+def check_places(run: Run, network: Network) -> None:
+    """InputError where a model that answers on grids only would be asked at some places."""
+    if run.task.places.some and not network.takes.sets:
+        raise InputError(
+            f"task.places.kind is {run.task.places.kind}, but model {network.name} answers on "
+            f"whole grids only; set task.places.kind=everywhere"
+        )
+
+
 # One step.
 
 
@@ -199,7 +209,9 @@ def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tup
     for part in micro_batches(batch, size):
         part = part.to(home)
         draw = Draw(run.seed, part.index)
-        yield from run.task.parts(run.augment(part, draw), draw)
+        for some, given in run.task.parts(run.augment(part, draw), draw):
+            some = run.task.places.ask(some, Draw(run.seed, some.index))
+            yield some, given._replace(where=some.where)
 
 
 def backward(

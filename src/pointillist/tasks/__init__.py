@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pointillist.tasks.inpaint import InpaintConfig, read_mask
 from pointillist.tasks.mixture import MixtureConfig, UpscaleConfig
+from pointillist.tasks.places import BoxConfig, EverywhereConfig, RandomConfig
 from pointillist.tasks.scatter import HintsConfig, ScatterConfig
 from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, show
 from pointillist.types import by_kind
@@ -14,12 +15,15 @@ Task = Annotated[
 ]
 
 __all__ = [
+    "BoxConfig",
+    "EverywhereConfig",
     "GenerateConfig",
     "HeldOut",
     "HintsConfig",
     "InpaintConfig",
     "Masking",
     "MixtureConfig",
+    "RandomConfig",
     "ScatterConfig",
     "Task",
     "TaskBase",

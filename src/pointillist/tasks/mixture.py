@@ -134,6 +134,11 @@ class MixtureConfig(TaskBase):
                     f"task.tasks.{i}.label_drop is {task.label_drop:g}; in a mixture set "
                     f"task.label_drop, which is that of all tasks"
                 )
+            if task.places.some:
+                raise InputError(
+                    f"task.tasks.{i}.places.kind is {task.places.kind}; in a mixture set "
+                    f"task.places, which are those of all tasks"
+                )
         if self.weights and len(self.weights) != len(self.tasks):
             raise InputError(
                 f"task.weights has {len(self.weights)} numbers for {len(self.tasks)} tasks; give "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pointillist.draws import Draw
 from pointillist.layers.splat import splat
+from pointillist.tasks.places import EverywhereConfig, Places
 from pointillist.types import Batch, Given, InputError, config
 
 
@@ -24,10 +25,12 @@ class HeldOut(NamedTuple):
 class TaskBase(ABC):
     """The label is dropped (-1) in a share `label_drop` of the samples.
 
-    The drop is what makes classifier-free guidance possible (Ho and Salimans 2207.12598).
+    The drop is what makes classifier-free guidance possible (Ho and Salimans 2207.12598). `places`
+    are those at which training asks a model on sets.
     """
 
     label_drop: float = 0.1
+    places: Places = EverywhereConfig()
 
     def __post_init__(self) -> None:
         in_unit("label_drop", self.label_drop)
