@@ -16,7 +16,7 @@ ROWS = [
     {"models", "figures", "settings", "request"},
     {"published", "run"},
     {"runfolder", "known", "snapshots", "posterior", "references"},
-    {"walk"},
+    {"walk", "known_points"},
     {"convert", "sample", "validation", "describe"},
     {"evaluation"},
     {"reconstruct"},

@@ -10,6 +10,7 @@ from torch import Tensor
 from pointillist.layers.observations import whole_pixels
 from pointillist.measure import Chain, Mask, Measure, area
 from pointillist.models.door import gather_on_grid
+from pointillist.tasks import show
 from pointillist.types import Given, InputError
 
 OBSERVATIONS = ("seen", "mask", "at", "value", "valid")
@@ -54,22 +55,61 @@ def on_grid(
     return torch.where(mask, known.seen, 0), mask
 
 
+def plain_points(known: Given, count: int, channels: int, axes: int) -> Given | None:
+    """The scattered part for each of `count` pictures, `valid` of whole points; None if no part.
+
+    InputError where it does not fit, as in `on_grid`.
+    """
+    known = Given(*(_tensor(name, part) for name, part in zip(Given._fields, known, strict=True)))
+    known = _scattered(known, channels, axes)
+    if known.at is None or known.value is None or known.valid is None:
+        return None
+    if known.at.shape[0] not in (1, count):
+        raise InputError(
+            f"hints are given for {known.at.shape[0]} pictures, {count} are asked for; give one "
+            f"row for all, or one for each"
+        )
+    valid = whole_pixels(known.valid.expand_as(known.value))
+    parts = (known.at, known.value.masked_fill(~valid, 0), valid)
+    at, value, valid = (part.expand(count, *part.shape[1:]) for part in parts)
+    return Given(at=at, value=value, valid=valid)
+
+
 class Known(NamedTuple):
     """What is known of every picture of a request, checked, on the CPU.
 
     `seen` and `mask` are what a network is shown, on the grid of the picture or another one of its
-    aspect ratio; None where only the measurement is known.
+    aspect ratio, or at the places that are asked; None where only the measurement is known. A model
+    on sets is shown `points` in their place, wherever they lie.
     """
 
     measure: Measure
     y: Tensor
     seen: Tensor | None = None
     mask: Tensor | None = None
+    points: Given | None = None
 
     def rows(self, which: Tensor, device: torch.device | None = None) -> "Known":
         """Those of some pictures, on the device of a walk."""
         seen, mask = (None if v is None else v[which].to(device) for v in (self.seen, self.mask))
-        return Known(self.measure.rows(which), self.y[which].to(device), seen, mask)
+        points = self.points
+        if points is not None:
+            points = Given(*(None if v is None else v[which].to(device) for v in points))
+        return Known(self.measure.rows(which), self.y[which].to(device), seen, mask, points)
+
+    def shown(self, given: Given) -> Given:
+        """`given` with all that a network may see."""
+        if self.points is not None:
+            at, value, valid = self.points.at, self.points.value, self.points.valid
+            return given._replace(at=at, value=value, valid=valid)
+        return given if self.seen is None else show(given, self.seen, self.mask)  # type: ignore[arg-type]
+
+    @property
+    def told(self) -> Bool[Tensor, " b"]:
+        """Of which pictures a network is shown anything."""
+        parts = [self.mask, None if self.points is None else self.points.valid]
+        some = [part.flatten(1).any(1) for part in parts if part is not None]
+        return torch.stack([*some, torch.zeros(self.y.shape[0], dtype=torch.bool)]).any(0)
 
     def begin(self, like: Tensor) -> Tensor:
         """What a walk begins with beside its noise: what is known of single places, else grey."""
@@ -80,6 +120,9 @@ class Known(NamedTuple):
     def within(self, size: tuple[int, ...]) -> bool:
         """Whether single places of a picture of `size` are known."""
         return self.seen is not None and tuple(self.seen.shape[2:]) == size
+
+
+Observed = Given | Known | tuple[Measure, Tensor]
 
 
 def known_of(known: object, count: int, channels: int, size: tuple[int, ...]) -> Known:
@@ -151,14 +194,14 @@ def check_known(known: Known | None, noise: float, remedy: str) -> None:
         f"the run (or its guide) never learnt to answer without hints; give some, or train with "
         f"{remedy}"
     )
-    if known is None or known.mask is None:
+    if known is None or (known.mask is None and known.points is None):
         raise InputError(never)
     if noise:
         raise InputError(
             f"noise is {noise:g}, but the run knows exact hints only and was never without; "
             f"leave noise out, or train with {remedy}"
         )
-    if not known.mask.flatten(1).any(1).all():
+    if not known.told.all():
         raise InputError(f"a picture has no hint, but {never}")
 
 

@@ -22,7 +22,8 @@ from pointillist.pictures import contact_sheet, flat, save_png
 from pointillist.request import Ask
 from pointillist.run import Run
 from pointillist.runfolder import load_weights
-from pointillist.sample import Origin, Trained
+from pointillist.sample import Trained
+from pointillist.snapshots import Origin
 from pointillist.tasks import HeldOut
 from pointillist.types import InputError, Spec
 from pointillist.validation import TIMES, held_out, held_out_observed, velocity_loss

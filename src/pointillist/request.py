@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pointillist.consistent import Consistency
@@ -101,6 +101,57 @@ def _one_label(label: Any) -> int | str:
     if isinstance(label, bool) or not hasattr(label, "__index__"):
         raise InputError(f"label is {label!r}; a label is a whole number or the name of a class")
     return operator.index(label)
+
+
+def places_of(where: Any, count: int, axes: int) -> Float[Tensor, "b k s"] | None:
+    """Places that are asked for, `k s` for all pictures or `b k s`; InputError where none can be.
+
+    Coordinates are the axes in array order, each from -1 to 1.
+    """
+    if where is None:
+        return None
+    try:
+        where = torch.as_tensor(where).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"where is a {type(where).__name__}; give a tensor or an array") from None
+    shape = "x".join(map(str, where.shape))
+    if where.dim() not in (2, 3) or where.shape[-1] != axes or not where.shape[-2]:
+        raise InputError(f"where has shape {shape}; give one row of {axes} coordinates a place")
+    where = where[None] if where.dim() == 2 else where
+    if where.shape[0] not in (1, count):
+        raise InputError(f"where has {where.shape[0]} rows for {count} pictures; give one for all "
+                         f"or one for each")  # fmt: skip
+    outside = ~(where.abs() <= 1).all(-1)
+    if outside.any():
+        row, place = outside.nonzero()[0].tolist()
+        told = ", ".join(f"{x:g}" for x in where[row, place].tolist())
+        raise InputError(f"place {place} of where is ({told}); coordinates run from -1 to 1")
+    return where.expand(count, -1, -1)
+
+
+def state_size(
+    ask: Ask, trained: tuple[int, ...], places: Float[Tensor, "b k s"] | None
+) -> tuple[int, ...]:
+    """The state's axes of space: those of a grid, or one of all places that are asked for."""
+    if places is not None:
+        if ask.size is not None:
+            raise InputError("size and where are both given; ask for a grid or for places")
+        return (places.shape[1],)
+    size = tuple(ask.size or trained)
+    if len(size) != len(trained):
+        shown = "x".join(map(str, size))
+        raise InputError(f"size {shown} has {len(size)} axes; the run has {len(trained)}")
+    return size
+
+
+class Prepared(NamedTuple):
+    """A request with everything decided: size, sampler, times, guidance and its network if any."""
+
+    size: tuple[int, ...]
+    sampler: str
+    times: Tensor
+    guidance: GuidanceConfig
+    guide: Any  # a `Trained`
 
 
 class Samples(NamedTuple):

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,40 +21,29 @@ from pointillist.guidance import (
     label_number,
     network_field,
 )
-from pointillist.known import Known, check_known, given_of, known_of, rows_of
-from pointillist.measure import Measure
+from pointillist.known import Observed, check_known, given_of, rows_of
+from pointillist.known_points import check_places, observed
 from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.references import asked_guidance, check_guide, check_reference
-from pointillist.request import Ask, Samples, ask_of, finer, labels_of, plain_label
+from pointillist.request import (
+    Ask,
+    Prepared,
+    Samples,
+    ask_of,
+    finer,
+    labels_of,
+    places_of,
+    plain_label,
+    state_size,
+)
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
 from pointillist.samplers import Watch
 from pointillist.settings import check_sampler
-from pointillist.snapshots import parse_ema, read_weights
-from pointillist.tasks import show
+from pointillist.snapshots import Origin, parse_ema, read_weights
 from pointillist.types import Given, InputError, Spec
 from pointillist.walk import Walk, evaluated
-
-Observed = Given | Known | tuple[Measure, Tensor]
-
-
-class Origin(NamedTuple):
-    """Where weights came from: the run folder, after how many images, and which average."""
-
-    folder: Path
-    images: int
-    ema: float | str
-
-
-class Prepared(NamedTuple):
-    """A request with everything decided: grid, sampler, times, guidance and its network if any."""
-
-    size: tuple[int, ...]
-    sampler: str
-    times: Tensor
-    guidance: GuidanceConfig
-    guide: "Trained | None"
 
 
 class Trained:
@@ -73,11 +62,14 @@ class Trained:
         label: Any = None,
         *,
         known: Observed | None = None,
+        where: Any = None,
         guide: "Trained | None" = None,
         watch: Watch | None = None,
         **ask: Any,
     ) -> Tensor:
         """`count` pictures, `count c *space` in [-1, 1]; fields of `Ask` by name.
+
+        A model on sets answers at the places `where`, `k s` or `count k s`, in the place of a grid.
 
         `known` holds pixels that are known, as `Given(seen=, mask=)` on the picture's grid or
         `Given(at=, value=)` at points (row, column), [-1, -1] the top left corner; they come back
@@ -91,7 +83,7 @@ class Trained:
         Picture i is a function of (seed, i) and the request, not of what it is batched with.
         """
         request = ask_of({**ask, "count": count, "label": label})
-        return self.answer(request, watch, known=known, guide=guide).x
+        return self.answer(request, watch, known=known, guide=guide, where=where).x
 
     def posterior(
         self,
@@ -99,6 +91,7 @@ class Trained:
         draws: int = 19,
         label: Any = None,
         *,
+        where: Any = None,
         first: int = 0,
         keep: bool = True,
         progress: Callable[[int], None] | None = None,
@@ -119,8 +112,9 @@ class Trained:
         count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
         request = ask_of(ask)
-        size = request.size or tuple(self.spec.size)
-        every = known_of(known, count, self.spec.channels, size)
+        places = places_of(where, count, len(self.spec.size))
+        size = self.prepare(request, places=places).size
+        every = observed(known, count, self.spec.channels, size, places, self.network.takes)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
         moments, kept, nfe = RunningMoments(), [], 0
@@ -134,6 +128,7 @@ class Trained:
                     label=None if labels is None else tuple(labels.tolist()) * some,
                 ),
                 known=every.rows(torch.arange(count).repeat(some)),
+                where=None if places is None else places.repeat(some, 1, 1),
                 # The picture in the lower half of the number, the draw in the upper.
                 numbers=(number[:, None] * 2**32 + pictures).flatten(),
             )  # fmt: skip
@@ -152,6 +147,7 @@ class Trained:
         mask: Any = None,
         *,
         at: Any = None,
+        where: Any = None,
         draws: int = 19,
         label: Any = None,
         **ask: Any,
@@ -162,12 +158,12 @@ class Trained:
         true where they are known; without one NaN is "not known". numpy in, numpy out. Fields of
         `Ask` by name: `size` asks for a finer grid, of which a value is then the mean over its
         cell; `noise` states the standard deviation of the values, which then need not come back as
-        they are.
+        they are. A model on sets answers at any places `where`, `k s`, in the place of a grid.
         """
         given, one = given_of(values, mask, at, len(self.spec.size))
-        if given.seen is not None and ask.get("size") is None:
+        if given.seen is not None and ask.get("size") is None and where is None:
             ask["size"] = tuple(given.seen.shape[2:])
-        post = self.posterior(given, draws, label, **ask)
+        post = self.posterior(given, draws, label, where=where, **ask)
         post = post.first() if one else post
         return post.in_arrays() if isinstance(values, np.ndarray) else post
 
@@ -199,24 +195,32 @@ class Trained:
         known: Observed | None = None,
         guide: "Trained | None" = None,
         numbers: Tensor | None = None,
+        where: Any = None,
     ) -> Samples:
         """Pictures with their labels and the evaluations they cost, those of a guide included.
 
         `numbers`, one a picture, take the place of 0, 1, 2, ...: so a call goes on from another.
         """
-        size, sampler, times, guidance, guide = self.prepare(ask, guide)
+        places = places_of(where, ask.count, len(self.spec.size))
+        size, sampler, times, guidance, guide = self.prepare(ask, guide, places)
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
-        every = None if known is None else known_of(known, ask.count, self.spec.channels, size)
+        every = (
+            None
+            if known is None
+            else observed(known, ask.count, self.spec.channels, size, places, self.network.takes)
+        )
         check_known(every, ask.noise, self._remedy(guide))
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):
             index = torch.arange(first, min(first + ask.batch, ask.count))
             given = Given(label=None if labels is None else labels[index].to(self.device))
             part = None if every is None else every.rows(index, self.device)
-            if part is not None and part.seen is not None and self._shows(ask):
-                assert part.mask is not None
-                given = show(given, part.seen, part.mask)
+            if places is not None:
+                given = given._replace(where=places[index].to(self.device))
+            shows = part is not None and part.seen is not None and self._shows(ask)
+            if part is not None and shows:
+                given = part.shown(given)
             count = Count()
             try:
                 # Drawn where the network is, as in training, unless there is no float64 there.
@@ -233,7 +237,7 @@ class Trained:
                 field = evaluated(field, self.device, ask.dtype)
                 walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
                             functools.partial(self._noise, draw, shape), watch)  # fmt: skip
-                x = walk(field, begin, noise, part, ask.noise, given.seen is not None)
+                x = walk(field, begin, noise, part, ask.noise, shows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -249,19 +253,18 @@ class Trained:
                 progress(min(first + ask.batch, ask.count))
         return Samples(torch.cat(parts), labels, nfe)
 
-    def prepare(self, ask: Ask, guide: "Trained | None" = None) -> Prepared:
+    def prepare(
+        self, ask: Ask, guide: "Trained | None" = None, places: Tensor | None = None
+    ) -> Prepared:
         """What the request and the run say together; InputError where it cannot be answered."""
         if getattr(self.run.model, "learn_sigma", False):
             raise InputError(
                 "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
                 "this version does not sample; call the network itself (`pt.load(RUN).network`)"
             )
-        size = tuple(ask.size or self.spec.size)
-        if len(size) != len(self.spec.size):
-            raise InputError(
-                f"size {'x'.join(map(str, size))} has {len(size)} axes; the run has "
-                f"{len(self.spec.size)}"
-            )
+        size = state_size(ask, self.spec.size, places)
+        if places is not None:
+            check_places(places, self.network, self.run.objective)
         if ask.count < 1 or ask.batch < 1:
             raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
         if ask.seed < 0:

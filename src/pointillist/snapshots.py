@@ -7,6 +7,7 @@ They are written like checkpoints, complete or absent, and stay when old checkpo
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from pointillist.types import InputError
 
 WORST = 0.1  # an average whose profile is met less closely than this is refused
 NEGLIGIBLE = 1e-9  # a share of the weights below what float32 resolves
+
+
+class Origin(NamedTuple):
+    """Where weights came from: the run folder, after how many images, and which average."""
+
+    folder: Path
+    images: int
+    ema: float | str
 
 
 def save_snapshot(out: Path, images: int, ema: EMA) -> None:
