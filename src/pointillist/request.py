@@ -31,6 +31,7 @@ class Ask:
     batch: int = 64
     dtype: str = "float32"
     consistency: Consistency | None = None
+    tile: float | None = None  # edge of the boxes that a local model is asked in; of [-1, 1], 2
     noise: float = 0.0  # standard deviation of what is known, in the picture's units of [-1, 1]
 
 
@@ -48,7 +49,7 @@ def ask_of(fields: dict[str, Any]) -> Ask:
         if not isinstance(size, list | tuple):
             raise InputError(f"size is {size!r}; give one whole number an axis, as (32, 32)")
         kept["size"] = tuple(_whole("size", n) for n in size)
-    for name in ("guidance", "rescale", "noise"):
+    for name in ("guidance", "rescale", "noise", "tile"):
         value = kept.get(name)
         if isinstance(value, bool) or not isinstance(value, Real | GuidanceConfig | None):
             raise InputError(f"{name} is {value!r}; it must be a number")

@@ -23,7 +23,7 @@ from pointillist.guidance import (
 )
 from pointillist.known import Observed, check_known, given_of, rows_of
 from pointillist.known_points import check_places, observed
-from pointillist.models import Network
+from pointillist.models import Network, in_tiles
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.references import asked_guidance, check_guide, check_reference
 from pointillist.request import (
@@ -233,7 +233,7 @@ class Trained:
                 at = torch.zeros(index.shape[0], device=self.device)
                 begin = self.run.objective.mix(begin, noise, at)
                 with autocast(self.device, ask.dtype):
-                    field = self._field(given, size, guidance, count, guide)
+                    field = self._field(given, size, guidance, count, guide, ask.tile)
                 field = evaluated(field, self.device, ask.dtype)
                 walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
                             functools.partial(self._noise, draw, shape), watch)  # fmt: skip
@@ -304,15 +304,17 @@ class Trained:
         guidance: GuidanceConfig,
         count: Count,
         guide: "Trained | None" = None,
+        tile: float | None = None,
     ) -> Any:
         """The guided field of one batch; without need the reference is not even built."""
-        objective = self.run.objective
-        field = network_field(self.network, objective, given, size, count)
+        objective, network = self.run.objective, in_tiles(self.network, tile)
+        field = network_field(network, objective, given, size, count)
         if guidance.scale == 1:
             return field
         if guide is not None:
             seen = given if guide.spec.classes else given._replace(label=None)
-            reference = network_field(guide.network, guide.run.objective, seen, size, count)
+            weaker = in_tiles(guide.network, tile)
+            reference = network_field(weaker, guide.run.objective, seen, size, count)
         else:
             assert given.label is not None
             number = label_number(guidance.negative, self.spec.classes, "negative")
@@ -320,7 +322,7 @@ class Trained:
             if torch.equal(given.label, away):
                 return field  # the way from itself to itself
             other = given._replace(label=away)
-            reference = network_field(self.network, objective, other, size, count)
+            reference = network_field(network, objective, other, size, count)
         return classifier_free(field, reference, guidance)
 
     def _guidance(

@@ -130,6 +130,7 @@ class Takes(NamedTuple):
     `taps`: the blocks 1, ..., taps whose tokens of width `config.width` its forward gives away.
     `renders`: whole factors between the state and what the model sees of it, as drawn in training;
     one that has any renders at any. `jitter`: in that share of the steps its cells are moved.
+    `reach`: how far along every axis, in coordinates, an answer depends on anything; () is: on all.
     """
 
     axes: tuple[int, ...] = (2,)
@@ -138,6 +139,7 @@ class Takes(NamedTuple):
     taps: int = 0
     renders: tuple[int, ...] = ()
     jitter: float = 0.0
+    reach: tuple[float, ...] = ()
 
 
 @config

@@ -7,8 +7,17 @@ from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
 from pointillist.models.pixeldit import PixelDiTConfig
 from pointillist.models.pixnerd import PixNerdConfig
+from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
 
 Backbone = Annotated[DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig, by_kind]
 
-__all__ = ["Backbone", "DiTConfig", "JiTConfig", "Network", "PixNerdConfig", "PixelDiTConfig"]
+__all__ = [
+    "Backbone",
+    "DiTConfig",
+    "JiTConfig",
+    "Network",
+    "PixNerdConfig",
+    "PixelDiTConfig",
+    "in_tiles",
+]
