@@ -23,6 +23,7 @@ from pointillist.types import Given, InputError, Spec, grid_axes
 from tests import (
     parity_losses,
     parity_metrics,
+    parity_perceiver_io,
     parity_pixeldit,
     parity_pixnerd,
     parity_samplers,
@@ -232,6 +233,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("yetrtyog-creator/PixelHDM", "REPALoss"): parity_losses.pixelhdm,
     ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
+    ("colpark/NFDiffusion", "PerceiverIO"): parity_perceiver_io.perceiver_io,
     **parity_pixnerd.FAMILIES,
     **parity_samplers.FAMILIES,
     **parity_sfc.FAMILIES,

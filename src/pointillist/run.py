@@ -147,6 +147,8 @@ class Run:
 
     def check_hints(self) -> None:
         """What is observed needs a model with an encoder for it, and the other way round."""
+        if getattr(self.model, "observes", False):  # points, in the model itself; or none of them
+            return
         encoder = getattr(self.model, "encoder", None)  # a model of your own may have none
         kind = "none" if encoder is None else encoder.kind
         if not self.task.observes and kind != "none":

@@ -275,7 +275,8 @@ def rendering(run: Run, network: Network, first: int) -> Rendering:
     scale = takes.renders[int(draw.below("render scale", len(takes.renders)))]
     if draw.uniform("render moves") >= takes.jitter:
         return Rendering(scale)
-    edge = scale * run.model.patch_size
+    model: Any = network.model
+    edge = scale * model.config.patch_size
     return Rendering(scale, draw.uniform("render jitter", (axes, edge))[0] - 0.5)
 
 

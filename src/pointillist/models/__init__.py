@@ -5,18 +5,22 @@ from typing import Annotated
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
+from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
 from pointillist.models.pixnerd import PixNerdConfig
 from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
 
-Backbone = Annotated[DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig, by_kind]
+Backbone = Annotated[
+    DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig | PerceiverIOConfig, by_kind
+]
 
 __all__ = [
     "Backbone",
     "DiTConfig",
     "JiTConfig",
     "Network",
+    "PerceiverIOConfig",
     "PixNerdConfig",
     "PixelDiTConfig",
     "in_tiles",
