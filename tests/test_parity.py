@@ -27,6 +27,7 @@ from tests import (
     parity_pixeldit,
     parity_pixnerd,
     parity_samplers,
+    parity_scan,
     parity_sfc,
 )  # fmt: skip
 from tests.parity_case import (
@@ -236,6 +237,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("colpark/NFDiffusion", "PerceiverIO"): parity_perceiver_io.perceiver_io,
     **parity_pixnerd.FAMILIES,
     **parity_samplers.FAMILIES,
+    **parity_scan.FAMILIES,
     **parity_sfc.FAMILIES,
 }  # fmt: skip
 

@@ -1,0 +1,39 @@
+"""The selective scan of Mamba, with its gate, bias and softplus around it."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pointillist.layers.scan import selective_scan
+from tests.parity_case import Case
+
+
+def steps(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Published B or C as `b l g n`; a constant one has a group for every channel."""
+    if value.ndim == 2:
+        return value.expand(shape[0], shape[2], *value.shape)
+    if value.ndim == 3:
+        value = value[:, None]
+    return value.permute(0, 3, 1, 2)
+
+
+def scan(case: Case) -> None:
+    io = case.io
+    names = ("u", "delta", "A", "B", "C")
+    u, delta, A, B, C = (io[f"in.{name}"].requires_grad_() for name in names)
+    dt = delta if "in.delta_bias" not in io else delta + io["in.delta_bias"][:, None]
+    dt = F.softplus(dt) if case.constructor["softplus"] else dt
+    out = selective_scan(
+        u.mT, dt.mT, A, steps(B, u.shape), steps(C, u.shape), io.get("in.D"), chunk=4
+    ).mT
+    out = out * F.silu(io["in.z"]) if "in.z" in io else out
+    case.match("out", out)
+    (out * io["cotangent"]).sum().backward()
+    for name in names:
+        grad = io[f"in.{name}"].grad
+        assert grad is not None
+        case.match(f"grad.{name}", grad)
+
+
+FAMILIES: dict[tuple[str, str], Any] = {("state-spaces/mamba", "selective_scan_ref"): scan}
