@@ -22,7 +22,8 @@ SPARSE = ("grid", "perceiver", "sfc", "sfc-unified", "sfc-spatial", "sfc-both", 
 # What else is small where width, heads and depth are.
 TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
        "pixeldit": ("model.pixel_width=8", "model.pixel_depth=1"),
-       "pixnerd": ("model.decoder_width=8",)}  # fmt: skip
+       "pixnerd": ("model.decoder_width=8",),
+       "perceiver_io": ("model.latents=4", "model.frequencies=4")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
