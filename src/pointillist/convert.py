@@ -217,7 +217,8 @@ def check_sizes(
     ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if "pos_embed" in first:
         # The table is made anew and so is no weight here; that of another size would fit nowhere.
-        places = math.prod(patch_grid(spec.size, run.model.patch_size))
+        patch_size: int = getattr(run.model, "patch_size", 1)
+        places = math.prod(patch_grid(spec.size, patch_size))
         ours["pos_embed"] = (1, places, run.model.width)
     try:
         # Shapes alone: a family that reorders its rows would copy every weight.
