@@ -1,6 +1,6 @@
 """The table of paths: derivatives, ends, and what every prediction means on every path."""
 
-import itertools
+import functools
 import math
 from typing import get_args
 
@@ -13,6 +13,8 @@ from pointillist.draws import Draw
 from pointillist.losses import LossConfig, criterion
 from pointillist.objective import (
     FAINTEST,
+    CosineConfig,
+    EDMConfig,
     GVPConfig,
     LogitNormal,
     Objective,
@@ -32,9 +34,9 @@ DRAW = Draw(0, torch.arange(4))
 X, EPS = DRAW.normal("x", (2, 3, 5)).double(), DRAW.normal("eps", (2, 3, 5)).double()
 
 every_path = pytest.mark.parametrize("path", PATHS)
-every_pair = pytest.mark.parametrize(
-    ("path", "predict"), list(itertools.product(PATHS, PREDICTIONS))
-)
+PAIRS = [(path, predict) for path in PATHS
+         for predict in (("residual",) if path is EDMConfig else PREDICTIONS)]  # fmt: skip
+every_pair = pytest.mark.parametrize(("path", "predict"), PAIRS)
 inner = st.floats(0.02, 0.98).map(lambda t: torch.tensor(t, dtype=torch.float64))
 
 
@@ -59,13 +61,13 @@ def test_signal_grows_noise_falls_and_data_come_last(path):
     assert (signal.diff() > 0).all()
     start, end = torch.tensor(0.0), torch.tensor(1.0)
     assert float(path.alpha(end)) == 1
-    if path.kind == "ve":
+    if path.kind in ("ve", "edm"):
         assert float(path.sigma(start)) == 80 and float(path.sigma(end)) == pytest.approx(0.002)
     else:
         assert float(path.sigma(end)) == 0 and not math.copysign(1, float(path.sigma(end))) < 0
         assert float(path.sigma(start)) == pytest.approx(1, abs=1e-4)
         assert float(path.alpha(start)) == pytest.approx(0, abs=0.01)
-    if path.kind in ("gvp", "vp"):
+    if path.kind in ("gvp", "vp", "cosine"):
         torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t))
     for rate in (path.alpha_rate, path.sigma_rate):
         assert torch.isfinite(rate(t)).all()
@@ -160,6 +162,8 @@ def test_drawn_times_do_not_pile_up_anywhere(path, shift):
 @every_path
 def test_as_many_times_are_drawn_where_steps_begin(path):
     """A tenth of the steps of an even grid begin before t = 0.1, and a tenth after 0.9."""
+    if path is EDMConfig:
+        path = functools.partial(EDMConfig, time=Uniform())  # its own times are of middle noises
     drawn = path().times(Draw(0, torch.arange(4_000)))
     assert (drawn < 0.1).float().mean() > 0.01 and (drawn > 0.9).float().mean() > 0.01
 
@@ -215,8 +219,9 @@ def test_the_network_sees_states_of_even_size_on_the_exploding_path():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_is_a_word_of_the_configuration(kind):
-    run = from_dict({}, (f"objective.kind={kind}", "objective.predict=eps"))
-    assert run.objective.kind == kind and run.objective.predict == "eps"
+    predict = "residual" if kind == "edm" else "eps"
+    run = from_dict({}, (f"objective.kind={kind}", f"objective.predict={predict}"))
+    assert run.objective.kind == kind and run.objective.predict == predict
     assert from_dict(to_dict(run)) == run and KINDS[0] == "straight"
     assert from_dict({"objective": {"predict": "x"}}).objective == StraightConfig(predict="x")
 
@@ -236,3 +241,61 @@ def test_bounds_that_make_no_path_are_refused(path, fields):
                 path(**endless)
     with pytest.raises(InputError, match="objective.clamp"):
         path(clamp=1.0)
+
+
+def test_cosine_is_the_published_schedule_and_gvp_without_offset():
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+
+    def published(u):
+        return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    bar = published(1 - t) / published(torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(CosineConfig().alpha(t), bar.sqrt())
+    torch.testing.assert_close(CosineConfig().sigma(t), (1 - bar).sqrt())
+    nearly = CosineConfig(offset=1e-9)
+    for name in ("alpha", "sigma", "alpha_rate", "sigma_rate"):
+        torch.testing.assert_close(getattr(nearly, name)(t), getattr(GVPConfig(), name)(t))
+    for offset in (0.0, 1.1, math.nan):
+        with pytest.raises(InputError, match="objective.offset is .*kind=gvp"):
+            CosineConfig(offset=offset)
+
+
+def test_the_loss_of_edm_is_the_published_one():
+    """lambda |D(y + n) - y|^2 with D = c_skip x + c_out F, which is |F - F*|^2."""
+    objective, data = EDMConfig(), 0.5
+    weights = LossConfig(velocity=0.0, x=1 / data**2, eps=1.0)
+    for t in (0.0, 0.2, 0.5, 0.8, 1.0):
+        times = torch.full((4,), t, dtype=torch.float64)
+        sigma = 80 * (0.002 / 80) ** t
+        xt = X + sigma * EPS
+        seen, told = objective.see(xt, times)
+        torch.testing.assert_close(seen, xt / math.sqrt(sigma**2 + data**2))
+        torch.testing.assert_close(told, torch.full_like(times, math.log(sigma) / 4))
+        answer = Draw(5, torch.arange(4)).normal("F", (2, 3, 5)).double()
+        skip = data**2 / (sigma**2 + data**2)
+        out = sigma * data / math.sqrt(sigma**2 + data**2)
+        weight = (sigma**2 + data**2) / (sigma * data) ** 2
+        paper = (weight * (skip * xt + out * answer - X).square()).flatten(1).mean(1)
+        guess, truth = objective.read(answer, xt, times), objective.target(X, EPS, xt, times)
+        torch.testing.assert_close(guess.x, skip * xt + out * answer)
+        loss, _ = criterion(weights, guess, truth)
+        torch.testing.assert_close(loss.double(), paper, rtol=1e-5, atol=0)
+        unit = (answer - (X - skip * xt) / out).square().flatten(1).mean(1)
+        torch.testing.assert_close(paper, unit, rtol=1e-6, atol=0)
+
+
+def test_edm_draws_its_noises_and_takes_no_other_prediction_or_clamp():
+    sigma = EDMConfig().sigma(EDMConfig().times(Draw(0, torch.arange(20_000))).double()).log()
+    assert float(sigma.mean()) == pytest.approx(-1.2, abs=0.03)
+    assert float(sigma.std()) == pytest.approx(1.2, rel=0.02)
+    with pytest.raises(InputError, match="objective.predict"):
+        from_dict({}, ("objective.kind=edm", "objective.predict=x"))
+    for fields in ({"clamp": 0.05}, {"sampling_clamp": 0.1}, {"sigma_data": 0.0}):
+        with pytest.raises(InputError, match=f"objective.{next(iter(fields))} is "):
+            EDMConfig(**fields)
+    eps = 2 * EPS
+    strong, times = EDMConfig(noise_scale=2.0), torch.full((4,), 0.6, dtype=torch.float64)
+    answer = strong.answer(Estimate(X, eps), times)
+    found = strong.read(answer, strong.mix(X, eps, times), times)
+    torch.testing.assert_close(found.x, X)
+    torch.testing.assert_close(found.eps, eps)

@@ -8,11 +8,20 @@ import torch
 from pointillist.draws import Draw
 from pointillist.guidance import network_field
 from pointillist.models import Network
-from pointillist.objective import FAINTEST, GVPConfig, StraightConfig, VEConfig, VPConfig
+from pointillist.objective import (
+    FAINTEST,
+    CosineConfig,
+    EDMConfig,
+    GVPConfig,
+    StraightConfig,
+    VEConfig,
+    VPConfig,
+)
 from pointillist.samplers import SAMPLERS, time_grid, times_of
 from pointillist.types import Estimate, Given, Prediction
 from pointillist.validation import validation_noise, velocity_loss
-from tests.test_sampler_orders import PATHS, Gaussian
+from tests.test_paths import PAIRS
+from tests.test_sampler_orders import Gaussian
 
 PREDICTIONS = ("x", "velocity", "eps")
 SECOND = ("heun", "ab2", "lms", "dpmpp_2m", "dpmpp_2s", "unipc")
@@ -31,6 +40,8 @@ class Perfect:
         return None
 
     def __call__(self, seen, t, given, context):
+        if self.objective.kind == "edm":  # shown log(sigma)/4
+            t = self.objective.at(1 / (1 + (4 * t.double()).exp()))
         shrunk, _ = self.objective.see(torch.ones_like(seen), t)
         at = t.double().view(-1, *[1] * (seen.dim() - 1))
         pair = Gaussian(self.objective).estimate(seen / shrunk, at)
@@ -49,7 +60,9 @@ def walked(objective, name, steps, error=0.0):
 
 @pytest.mark.parametrize(
     ("path", "predict", "name"),
-    list(itertools.product((StraightConfig, GVPConfig, VPConfig), PREDICTIONS, SECOND)),
+    list(
+        itertools.product((StraightConfig, GVPConfig, VPConfig, CosineConfig), PREDICTIONS, SECOND)
+    ),
 )
 def test_it_samples_a_gaussian_whatever_it_predicts(path, predict, name):
     objective = path(predict=predict)
@@ -61,9 +74,11 @@ def test_it_samples_a_gaussian_whatever_it_predicts(path, predict, name):
     assert variance == pytest.approx(ideal, rel=5e-4)
 
 
-@pytest.mark.parametrize("predict", PREDICTIONS)
-def test_it_samples_a_gaussian_on_the_exploding_path(predict):
-    mean, variance = walked(VEConfig(predict=predict), "dpmpp_2m", 64)
+@pytest.mark.parametrize(
+    "objective", [*(VEConfig(predict=predict) for predict in PREDICTIONS), EDMConfig()]
+)
+def test_it_samples_a_gaussian_on_the_exploding_path(objective):
+    mean, variance = walked(objective, "dpmpp_2m", 64)
     assert mean == pytest.approx(1, abs=0.01) and variance == pytest.approx(0.25, rel=0.01)
 
 
@@ -92,7 +107,7 @@ def test_the_clamp_of_training_does_not_act_while_sampling():
     assert abs(tight[1] / loose[1] - 1) > 0.1
 
 
-@pytest.mark.parametrize(("path", "predict"), list(itertools.product(PATHS, PREDICTIONS)))
+@pytest.mark.parametrize(("path", "predict"), PAIRS)
 def test_it_has_no_validation_loss(path, predict):
     objective = path(predict=predict)
     x, size = Draw(3, torch.arange(6)).normal("x", (1, 4)), (1, 4)
@@ -108,6 +123,8 @@ def test_it_has_no_validation_loss(path, predict):
             return None
 
         def __call__(self, xt, t, given, context=None, taps=()):
+            if objective.kind == "edm":
+                t = objective.at(1 / (1 + (4 * t.double()).exp()))
             return Prediction(objective.answer(Estimate(x, eps), t))
 
     times = (0.03, 0.1, 0.5, 0.9, 0.97)
@@ -118,7 +135,7 @@ def test_it_has_no_validation_loss(path, predict):
         assert loss < (2e-4 * size) ** 2
 
 
-@pytest.mark.parametrize(("path", "predict"), list(itertools.product(PATHS, PREDICTIONS)))
+@pytest.mark.parametrize(("path", "predict"), PAIRS)
 def test_times_that_float32_takes_for_the_end_are_read_in_float64(path, predict):
     objective, x = path(predict=predict), Draw(0, torch.arange(2)).normal("x", (3,))
 

@@ -40,6 +40,11 @@ def coarsen(path: Interpolant, xt: State, t: Tensor, n: int) -> tuple[Coarse, Te
     """
     if n == 1:
         return xt, t
+    if path.noise_length:
+        raise InputError(
+            f"objective.noise_length is {path.noise_length:g}, but a state is seen smaller only "
+            f"where its noise is white; set it to 0, or ask for the training size"
+        )
     means, size = box_means(xt, n), tuple(xt.shape[2:])
     small = tuple(means.shape[2:])
     q = path.noise_strength(size) / path.noise_strength(small) / math.sqrt(n ** len(size))

@@ -236,7 +236,7 @@ def backward(
     for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
-        eps = run.objective.noise(draw, tuple(part.x.shape[1:])).to(device)
+        eps = run.objective.noise(draw, tuple(part.x.shape[1:]), where=part.where).to(device)
         x = part.x.to(device)
         if asked.offsets is not None:
             x = moved(x, asked.offsets.to(device))
