@@ -1,5 +1,7 @@
 """Models on sets asked at places: any number of them, observations where they lie."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,14 @@ def ask(model, value=VALUE, at=AT, **more):
 def test_what_cannot_be_asked_of_a_set_is_one_sentence(model, say, message):
     with pytest.raises(InputError, match=message):
         say(model)
+
+
+def test_noise_of_a_length_is_the_same_function_at_any_places(model):
+    """So is a draw: whoever asks for fewer places, or for the grid's, gets the same there."""
+    run = dataclasses.replace(RUN, objective=StraightConfig(predict="x", noise_length=0.3))
+    smooth = Trained(run, SPEC, Nearby(), torch.device("cpu"))
+    every = smooth.sample(count=3, where=WHERE, seed=4)
+    some = smooth.sample(count=3, where=WHERE[[4, 1]], seed=4)
+    torch.testing.assert_close(some, every[..., [4, 1]], rtol=0, atol=1e-6)
+    apart = model.sample(count=3, where=WHERE[[4, 1]], seed=4)  # white noise goes by number
+    assert (apart - model.sample(count=3, where=WHERE, seed=4)[..., [4, 1]]).abs().max() > 0.1

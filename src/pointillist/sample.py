@@ -227,7 +227,8 @@ class Trained:
                 home = torch.device("cpu") if self.device.type == "mps" else self.device
                 draw = Draw(ask.seed, numbers[index].to(home))
                 shape = (self.spec.channels, *size)
-                noise = self._noise(draw, shape)
+                at_places = functools.partial(self._noise, draw, shape, given.where)
+                noise = at_places()
                 # What is known begins on its own path; the rest of a picture is taken as grey.
                 begin = torch.zeros_like(noise) if part is None else part.begin(noise)
                 at = torch.zeros(index.shape[0], device=self.device)
@@ -236,7 +237,7 @@ class Trained:
                     field = self._field(given, size, guidance, count, guide, ask.tile)
                 field = evaluated(field, self.device, ask.dtype)
                 walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
-                            functools.partial(self._noise, draw, shape), watch)  # fmt: skip
+                            at_places, watch)  # fmt: skip
                 x = walk(field, begin, noise, part, ask.noise, shows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -278,10 +279,13 @@ class Trained:
         times = self.run.sample.walk(ask.steps)
         return Prepared(size, sampler, times, *self._guidance(ask, guide, size))
 
-    def _noise(self, draw: Draw, shape: tuple[int, ...], step: int | None = None) -> Tensor:
+    def _noise(
+        self, draw: Draw, shape: tuple[int, ...], where: Tensor | None, step: int | None = None
+    ) -> Tensor:
         """What a walk begins with, or adds in a step: a function of seed, picture and step."""
         purpose = "sample" if step is None else f"step {step}"
-        return self.run.objective.noise(draw, shape, purpose).to(self.device)  # no copy at home
+        noise = self.run.objective.noise(draw, shape, purpose, where)
+        return noise.to(self.device)  # no copy at home
 
     def _shows(self, ask: Ask) -> bool:
         """Whether the network is shown what is known.
