@@ -38,7 +38,9 @@ def measure_of(kind: str, axes: int, seed: int, periodic: bool = False) -> tuple
     # Far enough from one that takes a wave away: there conjugate gradients would be slow.
     kernel = numbers.normal("kernel", (3,) * axes)[0].double() / 2 / 3**axes
     kernel[(1,) * axes] += 1
+    # Apart along the first axis: A A^T of points that nearly meet is nearly singular.
     at = 2 * numbers.uniform("at", (5, axes)) - 1
+    at[..., 0] = (torch.arange(5) + 0.5 + at[..., 0] / 4) * 2 / 5 - 1
     weights = numbers.normal("weights", (4, 3))[0].double()
     row = weights[:1, :2].view(1, 2, *[1] * axes)
     # Channels to one, and every second cell of the last axis.
