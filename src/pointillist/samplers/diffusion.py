@@ -13,12 +13,13 @@ from pointillist.samplers.step import (
     Times,
     Velocity,
     Watch,
+    drawn,
     mixed,
     pair_of,
     path_of,
     walk,
 )
-from pointillist.types import Estimate, InputError
+from pointillist.types import Estimate
 
 
 def _drift(path: Interpolant, pair: Estimate, t: Tensor) -> Tensor:
@@ -27,9 +28,9 @@ def _drift(path: Interpolant, pair: Estimate, t: Tensor) -> Tensor:
 
 def _added(path: Interpolant, step: Step, noise: Noise) -> Tensor:
     """sqrt(2 D dt) of the step's noise."""
-    if noise is None:
-        raise InputError("this sampler adds noise; give noise=, a function of the step's number")
-    return (-2 * path.sigma(step.t) * path.sigma_rate(step.t) * step.dt).sqrt() * noise(step.i)
+    return (-2 * path.sigma(step.t) * path.sigma_rate(step.t) * step.dt).sqrt() * drawn(
+        noise, step.i
+    )
 
 
 def euler_maruyama(

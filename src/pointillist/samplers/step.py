@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pointillist.objective import Interpolant, StraightConfig
+from pointillist.objective import Interpolant
+from pointillist.samplers.times import STRAIGHT
 from pointillist.types import Estimate, InputError
 
 Times = Tensor | Sequence[float]
@@ -40,15 +41,13 @@ class Step(NamedTuple):
             self.watch(self.i, float(self.t), x, None)
         return v
 
-    def pair(self, x: Tensor) -> Estimate:
-        pair = pair_of(self.field, x, self.t)
+    def pair(self, x: Tensor, asked: Tensor | None = None) -> Estimate:
+        """The pair of a state of the step's beginning, or of the time `asked`."""
+        pair = pair_of(self.field, x, self.t if asked is None else asked)
         if self.watch is not None:
             own = hasattr(self.field, "estimate")
             self.watch(self.i, float(self.t), x, pair if own else None)
         return pair
-
-
-STRAIGHT = StraightConfig()
 
 
 def path_of(field: Velocity) -> Interpolant:
@@ -75,6 +74,13 @@ def walk(
         raise InputError(f"times is {times.tolist()}; give times that {way}")
     for i in range(len(times) - 1):
         yield Step(field, watch, i, times[i], times[i + 1], i == len(times) - 2)
+
+
+def drawn(noise: Noise, i: int) -> Tensor:
+    """The walk's draw number i."""
+    if noise is None:
+        raise InputError("this sampler adds noise; give noise=, a function of the draw's number")
+    return noise(i)
 
 
 def log_signal(path: Interpolant, t: Tensor) -> Tensor:
