@@ -80,8 +80,8 @@ def langevin(
     At each time `rounds` steps along the score with noise, of size `rate` sigma^2: x becomes
     x - rate sigma eps + sqrt(2 rate) sigma noise. The way to the next time is the predicted pair's
     (predictor and corrector of 2011.13456), without which the noise of the time before has to decay
-    at the next: the variance of a Gaussian then takes more than 20 rounds a time to come within
-    5 %, with 64 times. Draws are counted on: round j of step i is noise(i rounds + j).
+    at the next: the variance of a Gaussian then takes 20 rounds and more a time to come within 5 %,
+    with 64 times. Draws are counted on: round j of step i is noise(i rounds + j).
     """
     if rounds < 1 or not 0 < rate < 1:
         raise InputError(
