@@ -1,6 +1,7 @@
 """Samplers on a Gaussian target, step by step: k-diffusion, diffusers and SiT."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from pointillist import samplers
-from pointillist.objective import GVPConfig, Interpolant, StraightConfig
+from pointillist.objective import GVPConfig, Interpolant, StraightConfig, VPConfig
+from pointillist.samplers import STOCHASTIC
+from pointillist.samplers.times import karras, polyexponential, ratio_of
+from pointillist.samplers.times import preserving as preserving_ratios
 from pointillist.types import Estimate
 from tests.parity_case import Case, NotBuilt, known, plain
 
@@ -62,18 +66,31 @@ class Gaussian:
 # k-diffusion.
 
 
-def exploding(case: Case, solver: str, **default: Any) -> None:
+def exploding(case: Case, solver: str) -> None:
     """In sigma itself, as published: dx/dsigma = (x - D)/sigma; by D where the solver goes by D."""
     options = case.constructor["sampler"]
-    known(options, "s_churn", "s_tmin", "s_tmax", "s_noise", "eta", "order")
-    plain(options, s_churn=0.0)  # without churn the others act on nothing
-    if solver == "dpmpp_2s" and options.get("eta", 1.0) != 0:
-        raise NotBuilt(f"eta = {options.get('eta', 1.0)}")
+    known(options, "s_churn", "s_tmin", "s_tmax", "s_noise", "eta", "order", "solver_type")
+    plain(options, solver_type="midpoint")
     field, sigmas = Gaussian(case, Exploding()), case.io["sigmas"]
-    sampler: Any = samplers.SAMPLERS[solver]
+    keywords: dict[str, Any] = {}
+    if solver == "heun" and options.get("s_churn", 0) > 0:
+        solver = "heun_churn"
+        keywords = {"churn": options["s_churn"], "low": options.get("s_tmin", 0.0),
+                    "high": options.get("s_tmax", math.inf),
+                    "strength": options.get("s_noise", 1.0)}  # fmt: skip
+    elif solver in STOCHASTIC:
+        plain(options, s_noise=1.0)
+        keywords = {"eta": options.get("eta", 1.0)}
+        if solver == "dpmpp_2s_ancestral" and keywords == {"eta": 0.0}:
+            solver, keywords = "dpmpp_2s", {}
+    else:
+        plain(options, s_churn=0.0)  # without churn the others act on nothing
     if solver == "lms":
-        sampler = functools.partial(sampler, order=options.get("order", 4))
-    if solver.startswith("dpmpp"):
+        keywords = {"order": options.get("order", 4)}
+    if solver in STOCHASTIC:
+        keywords["noise"] = lambda i: case.io["draws"][i]
+    sampler = functools.partial(samplers.SAMPLERS[solver], **keywords)
+    if solver in STOCHASTIC or solver.startswith("dpmpp"):
         out = sampler(field, case.io["x_init"], 1 / (1 + sigmas), watch=field.watch)
     else:
 
@@ -89,6 +106,23 @@ def exploding(case: Case, solver: str, **default: Any) -> None:
     case.match("x_at_callback", torch.stack(field.seen), 1e-10)
     case.match("denoised_at_callback", torch.stack(field.pictures), 1e-10)
     case.match("out", out, 1e-10)
+
+
+def schedules(case: Case) -> None:
+    """Sigmas, computed in float32, before the last, which is 0."""
+    for kind, bounds in case.constructor.items():
+        rule = {"vp": preserving_ratios, "karras": karras}.get(kind, polyexponential)
+        if kind == "vp":
+            plain({"vp": bounds}, vp="defaults")
+            path, last = VPConfig(), torch.tensor([1 - 1e-3, 0.0], dtype=torch.float64)
+            bounds = ratio_of(path, last).tolist()
+        for steps in (5, 10, 18):
+            name, ramp = f"{kind}.{steps}", torch.linspace(1, 0, steps, dtype=torch.float64)
+            sigmas = torch.cat((rule(ramp, *bounds), torch.zeros(1)))
+            # exp(x) - 1 of a small x loses digits in float32.
+            case.match(name, sigmas, 2e-6 * float(sigmas.max()))
+            off = ((sigmas - case.io[name]) / (1 + sigmas)).abs().max()
+            assert off < 3e-6, f"{name} is off by {off:.1e} of 1 + itself"
 
 
 # diffusers.
@@ -111,7 +145,8 @@ def check_options(case: Case, solver: str) -> dict[str, Any]:
     known(options, *GRID, "use_flow_sigmas", "prediction_type", "flow_shift", "solver_order",
           "algorithm_type", "solver_type", "lower_order_final", "euler_at_final", "predict_x0",
           "final_sigmas_type", "thresholding", "disable_corrector")  # fmt: skip
-    plain(options, solver_order=2, algorithm_type="dpmsolver++", lower_order_final=True,
+    plain(options, solver_order=2, lower_order_final=True,
+          algorithm_type="sde-dpmsolver++" if solver in STOCHASTIC else "dpmsolver++",
           solver_type="bh2" if solver == "unipc" else "midpoint", euler_at_final=False,
           final_sigmas_type="zero", thresholding=False, disable_corrector=[],
           predict_x0=True)  # fmt: skip
@@ -119,6 +154,8 @@ def check_options(case: Case, solver: str) -> dict[str, Any]:
 
 
 def scheduled(case: Case, solver: str) -> None:
+    if case.constructor["scheduler"].get("algorithm_type") == "sde-dpmsolver++":
+        solver += "_sde"
     options, io = check_options(case, solver), case.io
     kind = (options.get("use_flow_sigmas", False), options.get("prediction_type", "epsilon"))
     if kind == (True, "flow_prediction"):
@@ -174,10 +211,64 @@ def preserving(case: Case, solver: str) -> None:
 
     times = 1 / (1 + io["sigmas"].double())
     x = io["x_init"].double()
-    out = samplers.SAMPLERS[solver](Rounded(), x, times, watch=field.watch)
+    keywords = {"noise": lambda i: io["draws"][i]} if solver in STOCHASTIC else {}
+    out = samplers.SAMPLERS[solver](Rounded(), x, times, watch=field.watch, **keywords)
     case.match("model_outputs", torch.stack(answers), 1e-5)
     # UniPC's stored states are, like ours when asked about, those before they are corrected.
     case.match("traj", torch.stack([*field.seen, out]), 1e-5)
+
+
+def one_step(rule: Any, field: Any, x: Tensor, times: Tensor, draws: Tensor) -> Tensor:
+    """Where a step ends; as walks end without noise, one that does not end there goes on."""
+    seen: list[Tensor] = []
+    whole = times if times[1] == 1 else torch.cat((times, torch.ones(1)))
+
+    def watch(i: int, t: float, state: Tensor, pair: Estimate | None) -> None:
+        seen.append(state)
+
+    out: Tensor = rule(field, x, whole, noise=lambda i: draws[i], watch=watch)
+    return seen[1] if len(seen) > 1 else out
+
+
+def by_levels(case: Case, solver: str) -> None:
+    """DDIM and DDPM, step by step: one may end beside the level that the next begins at."""
+    options, step = case.constructor["scheduler"], case.constructor.get("step", {})
+    known(options, *GRID, "clip_sample", "clip_sample_range", "set_alpha_to_one", "prediction_type",
+          "rescale_betas_zero_snr", "variance_type")  # fmt: skip
+    known(step, "eta")
+    plain(options, set_alpha_to_one=True)
+    rule: Any = samplers.SAMPLERS["ddpm"]
+    if solver == "ddim":
+        plain(options, clip_sample=False)
+        rule = functools.partial(samplers.SAMPLERS["ddim"], eta=step.get("eta", 0.0))
+    elif options.get("variance_type", "fixed_small") == "fixed_large":
+        rule = samplers.SAMPLERS["ddpm_large"]
+    else:
+        plain(options, variance_type="fixed_small")
+    bound = options.get("clip_sample_range", 1.0) if options.get("clip_sample", True) else math.inf
+    io, path, kind = case.io, Preserving(), options.get("prediction_type", "epsilon")
+    levels = torch.cat((io["alphas_cumprod"].double(), torch.ones(1)))
+    answers: list[Tensor] = []
+    states = [io["x_init"].double()]
+
+    class Clipped(Gaussian):
+        def estimate(self, x: Tensor, t: Tensor) -> Estimate:
+            alpha, sigma = path.alpha(t), path.sigma(t)
+            pair = self.given(x, alpha, sigma)
+            answers.append({"epsilon": pair.eps, "sample": pair.x,
+                            "v_prediction": alpha * pair.eps - sigma * pair.x}[kind])  # fmt: skip
+            picture = pair.x.clamp(-bound, bound)
+            return Estimate(picture, (x - alpha * picture) / sigma)
+
+    gap = 1000 // case.constructor["num_inference_steps"]
+    for k, begin in enumerate(io["timesteps"].tolist()):
+        ends = levels[[begin, max(begin - gap, -1)]]
+        times = ends.sqrt() / (ends.sqrt() + (1 - ends).sqrt())
+        states.append(one_step(rule, Clipped(case, path), states[-1], times, io["draws"][k : k + 1]
+                               if "draws" in io else torch.zeros(1)))  # fmt: skip
+        del answers[k + 1 :]
+    case.match("model_outputs", torch.stack(answers), 1e-5)
+    case.match("traj", torch.stack(states), 1e-5)
 
 
 # SiT.
@@ -242,9 +333,13 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
         ("crowsonkb/k-diffusion", f"sample_{name}"): functools.partial(exploding, solver=solver)
         for name, solver in {
             "euler": "euler", "heun": "heun", "lms": "lms", "dpmpp_2m": "dpmpp_2m",
-            "dpmpp_2s_ancestral": "dpmpp_2s",
+            "dpmpp_2s_ancestral": "dpmpp_2s_ancestral", "dpmpp_2m_sde": "dpmpp_2m_sde",
+            "euler_ancestral": "euler_ancestral",
         }.items()
     },
+    ("crowsonkb/k-diffusion", "get_sigmas_*"): schedules,
+    (DIFFUSERS, "DDIMScheduler"): functools.partial(by_levels, solver="ddim"),
+    (DIFFUSERS, "DDPMScheduler"): functools.partial(by_levels, solver="ddpm"),
     **{
         (DIFFUSERS, f"{name}Scheduler"): functools.partial(scheduled, solver=solver)
         for name, solver in {

@@ -34,7 +34,7 @@ def test_a_picture_does_not_depend_on_what_it_is_drawn_with(sampler):
     ).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["straight", "gvp", "vp", "ve"])
+@pytest.mark.parametrize("kind", ["straight", "gvp", "vp", "cosine", "ve"])
 @pytest.mark.parametrize("predict", ["x", "velocity", "eps"])
 def test_every_sampler_walks_every_path(kind, predict):
     trained = toy(f"objective.kind={kind}", f"objective.predict={predict}")
@@ -50,6 +50,16 @@ def test_a_grid_of_ones_own_is_walked():
     assert seen == [0, 0.2, 0.7] and answer.nfe == 3
     with pytest.raises(InputError, match="steps is 5, but sample.times is a grid of 3 steps"):
         trained.sample(1, steps=5)
+
+
+def test_a_schedule_goes_by_the_path_of_the_run():
+    seen = []
+    trained = toy("objective.kind=edm", "objective.predict=residual", "sample.grid=karras")
+    trained.answer(Ask(count=1, steps=4), watch=lambda i, t, x, pair: seen.append(t))
+    path = trained.run.objective
+    assert seen == time_grid(4, grid="karras", path=path)[:-1].tolist()
+    assert seen != time_grid(4, grid="karras")[:-1].tolist()
+    assert torch.equal(SampleConfig(grid="karras").walk(4), time_grid(4, grid="karras"))
 
 
 def test_the_grid_is_named():

@@ -276,7 +276,7 @@ class Trained:
             raise InputError(f"dtype is {ask.dtype}; it is one of {', '.join(DTYPES)}")
         sampler = ask.sampler or self.run.sample.sampler
         check_sampler(sampler)
-        times = self.run.sample.walk(ask.steps)
+        times = self.run.sample.walk(ask.steps, self.run.objective)
         return Prepared(size, sampler, times, *self._guidance(ask, guide, size))
 
     def _noise(

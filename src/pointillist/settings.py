@@ -10,7 +10,8 @@ from pointillist.engine.ema import WIDEST
 from pointillist.engine.track import TrackerName
 from pointillist.guidance import GuidanceConfig
 from pointillist.metrics.names import parse_metrics
-from pointillist.samplers import GRIDS, SAMPLERS, time_grid, times_of
+from pointillist.objective import Interpolant
+from pointillist.samplers import GRIDS, SAMPLERS, STRAIGHT, time_grid, times_of
 from pointillist.types import Count, InputError, config
 
 
@@ -85,10 +86,11 @@ class TrainConfig:
 class SampleConfig:
     """How pictures are drawn where the caller does not say otherwise.
 
-    `steps` times are spaced by `grid` and then moved by `shift`, in the path's own t, where
-    `objective.shift` goes by the noise unless training times are uniform; `times` is a grid of
-    one's own in the place of all three. `consistency` is how a walk is made to agree with what is
-    known: pixels that the network was shown stay as they are, whichever is chosen but `none`.
+    `steps` times are spaced by `grid`, in the path's own t or (`karras` and the like) by the noise,
+    and then moved by `shift`, in the path's own t, where `objective.shift` goes by the noise unless
+    training times are uniform; `times` is a grid of one's own in the place of all three.
+    `consistency` is how a walk is made to agree with what is known: pixels that the network was
+    shown stay as they are, whichever is chosen but `none`.
     """
 
     sampler: str = "heun"
@@ -115,10 +117,11 @@ class SampleConfig:
                     f"sample.grid {self.grid}; leave out the one or the others"
                 )
 
-    def walk(self, steps: int | None = None) -> Tensor:
-        """The times of a walk; `steps` in the place of the configuration's own."""
+    def walk(self, steps: int | None = None, path: Interpolant = STRAIGHT) -> Tensor:
+        """The times of a walk on `path`; `steps` in the place of the configuration's own."""
         if not self.times:
-            return time_grid(self.steps if steps is None else steps, self.shift, self.grid)
+            steps = self.steps if steps is None else steps
+            return time_grid(steps, self.shift, self.grid, path)
         if steps is not None and steps != len(self.times) - 1:
             raise InputError(
                 f"steps is {steps}, but sample.times is a grid of {len(self.times) - 1} steps; "

@@ -9,7 +9,7 @@ from pointillist.layers.hints import HintPatches
 from pointillist.models import Network, PixelDiTConfig
 from pointillist.run import Run
 from pointillist.sample import Trained
-from pointillist.samplers import SAMPLERS
+from pointillist.samplers import SAMPLERS, STOCHASTIC
 from pointillist.tasks import HintsConfig, show
 from pointillist.train import backward
 from pointillist.types import Batch, Given, InputError
@@ -149,7 +149,7 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
             assert 0 < mask.float().mean() < 1
             for state, t in ears.states:
                 at = t.view(-1, 1, 1, 1)
-                if sampler in ("euler_maruyama", "stochastic_heun"):  # its noise is renewed
+                if sampler in STOCHASTIC:  # its noise is renewed
                     noise_now = (state - at * flipped) / (1 - at)
                     # Steps are long, and Heun asks with the step's noise, then without any new.
                     low = 0.5 if sampler == "euler_maruyama" else 0

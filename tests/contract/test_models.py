@@ -172,6 +172,10 @@ def test_what_does_not_divide_by_the_patch_is_refused_with_a_size_that_does(conf
         model(x, t, given)
 
 
+NFE = {"heun": 5, "stochastic_heun": 5, "dpmpp_2s": 4, "dpmpp_2s_ancestral": 4, "heun_churn": 4,
+       "langevin": 5}  # fmt: skip
+
+
 @pytest.mark.parametrize("predict", ["x", "velocity", "eps"])
 @pytest.mark.parametrize(
     ("config", "sampler", "size"), list(itertools.product(CONFIGS, SAMPLERS, SIZES)),
@@ -207,7 +211,7 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
             noise=lambda i: objective.noise(alone, (2, *size), f"step {i}"),
         )  # fmt: skip
     torch.testing.assert_close(again[0], x[1], rtol=1e-3, atol=1e-3 * float(x.abs().max()))
-    assert count.nfe == {"heun": 5, "stochastic_heun": 5, "dpmpp_2s": 4}.get(sampler, 3)
+    assert count.nfe == NFE.get(sampler, 3)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
