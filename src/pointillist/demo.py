@@ -43,7 +43,8 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> bool:
     folder = out / "run"
     begin_anew(folder)
     print(
-        f"training on {run.train.images} embedded emoji of {run.data.size} pixels, seed {run.seed}"
+        f"training on {run.train.images} embedded emoji of {run.data.promise().size[0]} pixels, "
+        f"seed {run.seed}"
     )
     with Watch(run.train.images) as watch:
         trained = train(run, folder, report=watch)
@@ -163,9 +164,9 @@ def tour_page(
     verdict = "better" if passed else "not better"
     return page("A tour of Pointillist", [
         f"A {model.kind} of width {model.width} and depth {model.depth} saw "
-        f"{run.train.images:,} emoji of {run.data.size} pixels in {spent:.0f} seconds. It works on "
-        f"the pixels themselves and learnt to turn noise into pictures, also such that agree with "
-        f"some known pixels.",
+        f"{run.train.images:,} emoji of {run.data.promise().size[0]} pixels in "
+        f"{spent:.0f} seconds. It works on the pixels themselves and learnt to turn noise "
+        f"into pictures, also such that agree with some known pixels.",
         section("Loss", figure(curve) if curve else "No step was logged."),
         section("From some pixels to pictures, as training went on",
                 "Each sheet has the same seeds: known pixels of held-out emoji on top, what the "

@@ -55,13 +55,15 @@ def on_grid(
     return torch.where(mask, known.seen, 0), mask
 
 
-def plain_points(known: Given, count: int, channels: int, axes: int) -> Given | None:
+def plain_points(
+    known: Given, count: int, channels: int, axes: int, largest: float = 1.0
+) -> Given | None:
     """The scattered part for each of `count` pictures, `valid` of whole points; None if no part.
 
     InputError where it does not fit, as in `on_grid`.
     """
     known = Given(*(_tensor(name, part) for name, part in zip(Given._fields, known, strict=True)))
-    known = _scattered(known, channels, axes)
+    known = _scattered(known, channels, axes, largest)
     if known.at is None or known.value is None or known.valid is None:
         return None
     if known.at.shape[0] not in (1, count):
@@ -302,7 +304,7 @@ def _gridded(known: Given, channels: int, size: tuple[int, ...]) -> Given:
     return known._replace(seen=seen, mask=_in_range("seen", seen, mask))
 
 
-def _scattered(known: Given, channels: int, axes: int) -> Given:
+def _scattered(known: Given, channels: int, axes: int, largest: float = 1.0) -> Given:
     """The scattered part, checked; `valid` is false where the value is NaN."""
     at, value, valid = known.at, known.value, known.valid
     if at is None or value is None:
@@ -324,7 +326,7 @@ def _scattered(known: Given, channels: int, axes: int) -> Given:
         raise InputError(f"valid has shape {_times(valid.shape)}, value {_times(value.shape)}; "
                          f"give one truth value a point")  # fmt: skip
     _fits("valid", valid, value)
-    valid = _in_range("value", value, valid)
+    valid = _in_range("value", value, valid, largest)
     # A point that counts for nothing may lie anywhere, but has to lie in some cell.
     outside = (at < -1) | (at > 1) | at.isnan()
     if (wrong := outside.any(-1) & valid.any(1)).any():
@@ -375,12 +377,13 @@ def _fits(name: str, part: Tensor, values: Tensor) -> None:
                              f"{values.shape[axis]}; give as many, or one for all")  # fmt: skip
 
 
-def _in_range(name: str, values: Tensor, mask: Tensor) -> Tensor:
-    """The mask without what is NaN; InputError where a known value is out of [-1, 1]."""
+def _in_range(name: str, values: Tensor, mask: Tensor, largest: float = 1.0) -> Tensor:
+    """The mask without what is NaN; InputError where a known value exceeds `largest`."""
     mask = mask.expand_as(values) & ~values.isnan()
-    wrong = values[mask & (values.abs() > 1 + 1e-4)]
+    wrong = values[mask & (values.abs() > largest * (1 + 1e-4))]
     if wrong.numel():
-        raise InputError(f"{name} holds {float(wrong[0]):g}; known values run from -1 to 1")
+        told = "run from -1 to 1" if largest == 1 else "are finite"
+        raise InputError(f"{name} holds {float(wrong[0]):g}; known values {told}")
     return mask
 
 

@@ -11,7 +11,7 @@ from pointillist.layers.observations import centres, to_points
 from pointillist.measure import Mask
 from pointillist.models import Network
 from pointillist.objective import Interpolant
-from pointillist.types import Given, InputError, Takes
+from pointillist.types import Given, InputError, Spec, Takes
 
 SAME = 1e-6  # places that are no farther apart are one place
 
@@ -19,18 +19,18 @@ SAME = 1e-6  # places that are no farther apart are one place
 def observed(
     known: Observed,
     count: int,
-    channels: int,
+    spec: Spec,
     size: tuple[int, ...],
     places: Float[Tensor, "b k s"] | None,
     takes: Takes,
 ) -> Known:
     """What is known of `count` fields, in the form that the network takes; see `known_of`."""
     if takes.observations != "scattered" or not isinstance(known, Given):
-        return known_of(known, count, channels, size)
+        return known_of(known, count, spec.channels, size)
     there = size if known.seen is None else tuple(getattr(known.seen, "shape", ())[2:])
     if places is None and known.at is None and there != size:
-        return known_of(known, count, channels, size)  # means over coarser cells
-    return known_at_points(known, count, channels, size, places)
+        return known_of(known, count, spec.channels, size)  # means over coarser cells
+    return known_at_points(known, count, spec.channels, size, places, spec.largest)
 
 
 def check_places(places: Float[Tensor, "b k s"], network: Network, objective: Interpolant) -> None:
@@ -49,6 +49,7 @@ def known_at_points(
     channels: int,
     size: tuple[int, ...],
     where: Float[Tensor, "b k s"] | None = None,
+    largest: float = 1.0,
 ) -> Known:
     """What is known of `count` fields, asked on the grid of `size` or at the places `where`.
 
@@ -57,7 +58,7 @@ def known_at_points(
     one that is asked for. InputError where anything does not fit, or two points are one place.
     """
     axes = len(size) if where is None else where.shape[2]
-    points = plain_points(known, count, channels, axes)
+    points = plain_points(known, count, channels, axes, largest)
     if known.seen is not None:
         if where is not None:
             raise InputError(

@@ -26,7 +26,14 @@ from pointillist.sample import Trained
 from pointillist.snapshots import Origin
 from pointillist.tasks import HeldOut
 from pointillist.types import InputError, Spec
-from pointillist.validation import TIMES, held_out, held_out_observed, velocity_loss
+from pointillist.validation import (
+    TIMES,
+    at_places,
+    held_out,
+    held_out_batch,
+    held_out_observed,
+    velocity_loss,
+)
 
 
 class Borrowed:
@@ -103,13 +110,15 @@ class Validation:
         self.asked: dict[str, HeldOut | None] = {}
         if not self.count:
             return
-        self.x, self.label = held_out(test, self.count, refused)
-        if not run.task.observes:
-            self.asked = {"velocity": None}
-            return
+        batch = held_out_batch(test, self.count, refused)
+        self.x, self.label = batch.x, batch.label
+        placed = batch.where is not None
         if not run.task.always:
-            self.asked["velocity"] = None
-        self.asked["hinted"] = held_out_observed(run.task, self.x)
+            self.asked["velocity"] = at_places(batch, None) if placed else None
+        if run.task.observes:
+            self.asked["hinted"] = (
+                at_places(batch, run.task) if placed else held_out_observed(run.task, self.x)
+            )
 
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         losses: dict[str, float] = {}

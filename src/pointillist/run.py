@@ -73,6 +73,7 @@ class Run:
         """Contradictions between the configuration and the data, before anything is computed."""
         if getattr(self.model, "learn_sigma", False):
             raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
+        self._check_placed(spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
@@ -124,6 +125,24 @@ class Run:
                 f"task.places.kind is {self.task.places.kind}, but {whole[0].partition('=')[0]} "
                 f"is for whole grids; set {whole[0]} or task.places.kind=everywhere"
             )
+
+    def _check_placed(self, spec: Spec) -> None:
+        """What is for pictures that fill their own grid cannot be had of crops of a field."""
+        if not spec.placed:
+            return
+        wrong = {
+            "augment.flip=false": self.augment.flip,
+            "train.grid=0": self.train.grid,
+            "evaluate.every=0": self.evaluate.every,
+            "objective.noise_size=null": self.objective.noise_size is not None,
+            "task.kind=scatter": any(task.kind == "upscale" for task in self.task.singles),  # type: ignore[attr-defined]
+        }
+        for remedy, is_set in wrong.items():
+            if is_set:
+                raise InputError(
+                    f"{remedy.partition('=')[0]} is for pictures, but the data are crops of a "
+                    f"field; set {remedy}"
+                )
 
     def _check_tasks(self) -> None:
         """What one of the tasks says, against the rest of the configuration."""

@@ -114,7 +114,7 @@ class Trained:
         request = ask_of(ask)
         places = places_of(where, count, len(self.spec.size))
         size = self.prepare(request, places=places).size
-        every = observed(known, count, self.spec.channels, size, places, self.network.takes)
+        every = observed(known, count, self.spec, size, places, self.network.takes)
         pictures = torch.arange(first, first + count)
         labels = labels_of(label, pictures, self.spec.classes)
         moments, kept, nfe = RunningMoments(), [], 0
@@ -208,7 +208,7 @@ class Trained:
         every = (
             None
             if known is None
-            else observed(known, ask.count, self.spec.channels, size, places, self.network.takes)
+            else observed(known, ask.count, self.spec, size, places, self.network.takes)
         )
         check_known(every, ask.noise, self._remedy(guide))
         parts, nfe = [], 0

@@ -188,6 +188,10 @@ def _train(
 
 def check_places(run: Run, network: Network) -> None:
     """InputError where a model that answers on grids only would be asked at some places."""
+    spec: Any = getattr(network.model, "spec", None)
+    if spec is not None and spec.placed and not network.takes.sets:
+        raise InputError(f"data.kind is {run.data.kind}, whose crops have places, but model "
+                         f"{network.name} takes none; set model.kind=perceiver_io")  # fmt: skip
     if run.task.places.some and not network.takes.sets:
         raise InputError(
             f"task.places.kind is {run.task.places.kind}, but model {network.name} answers on "

@@ -144,7 +144,11 @@ class Takes(NamedTuple):
 
 @config
 class Axis:
-    """One axis of space: its size on the training grid, unit and bounds in the user's terms."""
+    """One axis of space: its size on the training grid, unit and bounds in the user's terms.
+
+    Coordinates of the network are linear in v, or in log(1 + v/scale), and run from -1 at `low` to
+    1 at `high`; those of a periodic axis come round again beyond.
+    """
 
     name: str
     size: int
@@ -152,6 +156,32 @@ class Axis:
     periodic: bool = False
     low: float = -1.0
     high: float = 1.0
+    transform: Literal["linear", "log"] = "linear"
+    scale: float = 1.0
+
+    def to_unit(self, value: Any) -> Float[Tensor, "*b"]:
+        """Coordinates in the axis' unit as the network's, float64; InputError outside of bounds."""
+        told = v = torch.as_tensor(value, dtype=torch.float64)
+        if self.periodic:
+            v = self.low + (v - self.low).remainder(self.high - self.low)
+        slack = 1e-9 * (self.high - self.low)
+        outside = ~((v >= self.low - slack) & (v <= self.high + slack))
+        if outside.any():
+            raise InputError(
+                f"{self.name} is {float(told[outside].flatten()[0]):g} "
+                f"{self.unit}; it lies in [{self.low:g}, {self.high:g}]"
+            )
+        low, high = self._bent(torch.tensor([self.low, self.high], dtype=torch.float64))
+        return ((self._bent(v) - low) / (high - low) * 2 - 1).clamp(-1, 1)
+
+    def from_unit(self, unit: Any) -> Float[Tensor, "*b"]:
+        """The network's coordinates in the axis' own unit, float64."""
+        low, high = self._bent(torch.tensor([self.low, self.high], dtype=torch.float64))
+        bent = low + (torch.as_tensor(unit, dtype=torch.float64) + 1) / 2 * (high - low)
+        return bent if self.transform == "linear" else bent.expm1() * self.scale
+
+    def _bent(self, v: Tensor) -> Tensor:
+        return v if self.transform == "linear" else (v / self.scale).log1p()
 
 
 @config
@@ -171,6 +201,7 @@ class Spec:
     scale: tuple[float, ...] = (127.5,)
     samples: int = 0
     fingerprint: str = ""
+    placed: bool = False  # samples lie somewhere in the bounds and say where, as crops of a field
 
     AXIS_NAMES: ClassVar[tuple[str, ...]] = ("depth", "height", "width")
 
@@ -182,6 +213,22 @@ class Spec:
     @property
     def cells(self) -> int:
         return math.prod(self.size)
+
+    @property
+    def largest(self) -> float:
+        """What no known value exceeds in the network's units: levels end, standardised ones not."""
+        return 1e30 if self.placed else 1.0
+
+    def to_unit(self, points: Any) -> Float[Tensor, "*b s"]:
+        """Points in the axes' own units, one column an axis, as the network's coordinates."""
+        points = torch.as_tensor(points, dtype=torch.float64)
+        if points.dim() == 0 or points.shape[-1] != len(self.axes):
+            raise InputError(
+                f"points have shape {tuple(points.shape)}; give one column for each of "
+                f"{', '.join(axis.name for axis in self.axes)}"
+            )
+        columns = zip(self.axes, points.unbind(-1), strict=True)
+        return torch.stack([axis.to_unit(v) for axis, v in columns], -1).float()
 
 
 def grid_axes(size: tuple[int, ...]) -> tuple[Axis, ...]:

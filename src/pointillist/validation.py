@@ -13,8 +13,8 @@ from pointillist.data.source import Source
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import Interpolant
-from pointillist.tasks import HeldOut, TaskBase
-from pointillist.types import Estimate, Given, InputError, State
+from pointillist.tasks import HeldOut, TaskBase, show
+from pointillist.types import Batch, Estimate, Given, InputError, State
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -26,12 +26,32 @@ def held_out(
 
     `refused` hears of every file that could not be read and gave way to another.
     """
+    batch = held_out_batch(source, count, refused, first)
+    return batch.x, batch.label
+
+
+def held_out_batch(
+    source: Source, count: int, refused: Callable[[Refused], None] | None = None, first: int = 0
+) -> Batch:
+    """The same with the places of their cells and the weight of these, where they have any."""
     rows = source.rows(range(first, min(first + count, len(source))))
     if refused is not None:
         for file in rows.refused:
             refused(file)
-    batch = to_batch(rows, torch.arange(rows.x.shape[0]), source.spec)
-    return batch.x, batch.label
+    return to_batch(rows, torch.arange(rows.x.shape[0]), source.spec)
+
+
+def at_places(batch: Batch, task: TaskBase | None) -> HeldOut:
+    """What is known of crops of a field where they lie, and the hidden places that are no gaps.
+
+    Without a task nothing is shown.
+    """
+    assert batch.where is not None and batch.weight is not None
+    known, given = batch.weight > 0, Given(where=batch.where)
+    if task is None:
+        return HeldOut(given, known)
+    hidden = held_out_observed(task, batch.x).hidden & known
+    return HeldOut(show(given, batch.x, known & ~hidden, batch.where), hidden)
 
 
 def validation_noise(

@@ -41,9 +41,13 @@ def to_batch(rows: Rows, numbers: Tensor, spec: Spec) -> Batch:
     x = rows.x.float()
     shape = (1, -1, *[1] * (x.dim() - 2))
     offset, scale = torch.tensor(spec.offset).view(shape), torch.tensor(spec.scale).view(shape)
+    x = (x - offset) / scale
+    if rows.weight is not None:  # 0 times NaN is NaN
+        x = torch.where(rows.weight > 0, x, 0)
     return Batch(
-        numbers, (x - offset) / scale, label=rows.label, caption=rows.caption, row=rows.row
-    )
+        numbers, x, where=rows.where, weight=rows.weight, label=rows.label, caption=rows.caption,
+        row=rows.row,
+    )  # fmt: skip
 
 
 class _Numbered(Dataset[Rows | InputError]):

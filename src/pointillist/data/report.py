@@ -45,6 +45,7 @@ class Report:
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
     shapes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (h, w) in the files
     notes: Counter[str] = field(default_factory=Counter)  # conversions: grey, CMYK, ...
+    text: tuple[str, ...] = ()  # what is said in place of counts of pictures
 
 
 def check(config: Any) -> Report:
@@ -87,11 +88,14 @@ def facts(report: Report) -> dict[str, Any]:
         "borrowed": report.borrowed,
         "shapes": {f"{h}x{w}": n for (h, w), n in report.shapes.most_common()},
         "converted": dict(report.notes),
+        "text": list(report.text),
     }
 
 
 def lines(report: Report, most: int = 12) -> list[str]:
     """The report as text; every refused file is named."""
+    if report.text:
+        return [shown(line) for line in report.text]
     spec = report.spec
     size = "x".join(map(str, spec.size))
     kinds = Counter(one.kind for one in report.refused)

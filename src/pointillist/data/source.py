@@ -19,6 +19,8 @@ class Rows(NamedTuple):
     caption: tuple[tuple[str, ...], ...] | None  # every caption of every sample; () where none
     refused: tuple[Refused, ...] = ()  # files that were to be read, and another took their place
     row: Tensor | None = None  # the numbers that were asked for, where the reader adds them
+    where: Tensor | None = None  # "b k s" in [-1, 1], of samples that lie somewhere in a field
+    weight: Tensor | None = None  # "b 1 *space", 0 where `x` is missing and may be NaN
 
 
 @runtime_checkable

@@ -36,6 +36,11 @@ def check(trained: Trained, plan: Plan) -> None:
 def check_run(run: Run, spec: Spec, plan: Plan) -> None:
     """InputError where run and metrics do not belong together, whatever the weights."""
     task = run.task
+    if spec.placed:
+        raise InputError(
+            "the run has learnt crops of a field, and the metrics are of pictures; hold answers of "
+            "`reconstruct` against your own measurements"
+        )
     for metric in plan.of((*RESTORED, "hinted")):
         if not task.observes:
             raise InputError(

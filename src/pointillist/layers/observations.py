@@ -42,16 +42,24 @@ def to_grid(
 
 
 def to_points(
-    seen: Float[Tensor, "b c *space"], mask: Bool[Tensor, "b _ *space"]
+    seen: Float[Tensor, "b c *space"],
+    mask: Bool[Tensor, "b _ *space"],
+    where: Float[Tensor, "b k s"] | None = None,
 ) -> tuple[Float[Tensor, "b m s"], Float[Tensor, "b c m"], Bool[Tensor, "b c m"]]:
-    """The observed cells as points at their centres, as many as the fullest sample has."""
+    """The observed cells as points, as many as the fullest sample has.
+
+    They lie at `where`, or at the cells' centres.
+    """
     b, c, size = seen.shape[0], seen.shape[1], tuple(seen.shape[2:])
     use = mask.expand_as(seen).flatten(2)
     any_channel = use.any(1)
     m = max(int(any_channel.sum(1).max()), 1)
     # A stable sort puts observed cells first, in the order of the grid.
     order = torch.argsort((~any_channel).to(torch.int8), dim=1, stable=True)[:, :m]
-    at = centres(size).to(seen.device)[order]
+    if where is None:
+        at = centres(size).to(seen.device)[order]
+    else:
+        at = where.gather(1, order[:, :, None].expand(-1, -1, where.shape[2]))
     take = order[:, None].expand(b, c, m)
     valid = use.gather(2, take)
     return at, seen.flatten(2).gather(2, take).masked_fill(~valid, 0), valid

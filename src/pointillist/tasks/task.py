@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pointillist.draws import Draw
+from pointillist.layers.observations import to_points
 from pointillist.layers.splat import splat
 from pointillist.tasks.places import EverywhereConfig, Places
 from pointillist.types import Batch, Given, InputError, config
@@ -149,10 +150,6 @@ class Masking(TaskBase):
         return Revealed(shown, kept)
 
     def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:
-        if batch.where is not None:
-            raise InputError(
-                f"task.kind is {self.kind}, but the data are scattered; it is for grids"  # type: ignore[attr-defined]
-            )
         size = tuple(batch.x.shape[2:])
         shown, kept = self.revealed(draw, size, batch.row)
         if batch.weight is not None:  # gaps and padding are no knowledge
@@ -163,7 +160,8 @@ class Masking(TaskBase):
             batch = batch._replace(x=stand_in(batch.x, kept, shown))
         weight = weight if batch.weight is None else weight * batch.weight
         label = dropped(batch.label, self.label_drop, draw)
-        return batch._replace(weight=weight), show(Given(label=label), batch.x, shown)
+        given = show(Given(label=label), batch.x, shown, batch.where)
+        return batch._replace(weight=weight), given
 
     def held_out(
         self, x: Float[Tensor, "b c *space"], numbers: Int[Tensor, " b"]
@@ -172,11 +170,21 @@ class Masking(TaskBase):
         return HeldOut(show(Given(), x, shown), ~shown)
 
 
-def show(given: Given, values: Tensor, mask: Tensor) -> Given:
+def show(
+    given: Given,
+    values: Tensor,
+    mask: Tensor,
+    where: Float[Tensor, "b k s"] | None = None,
+) -> Given:
     """`given` with the values seen where the mask is true; what lies elsewhere is left out.
+
+    Cells that have places of their own, `where`, are shown as points there.
 
     Training and sampling both come through here, so they cannot show it differently.
     """
+    if where is not None:
+        at, value, valid = to_points(values, mask, where)
+        return given._replace(at=at, value=value, valid=valid[:, :1])
     return given._replace(seen=torch.where(mask, values, 0), mask=mask)
 
 
