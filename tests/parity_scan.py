@@ -1,10 +1,11 @@
-"""The selective scan of Mamba, with its gate, bias and softplus around it."""
+"""The scans of Mamba: the selective one, with gate, bias and softplus around it, and the dual."""
 
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from pointillist.layers.dual import dual_scan
 from pointillist.layers.scan import selective_scan
 from tests.parity_case import Case
 
@@ -36,4 +37,20 @@ def scan(case: Case) -> None:
         case.match(f"grad.{name}", grad)
 
 
-FAMILIES: dict[tuple[str, str], Any] = {("state-spaces/mamba", "selective_scan_ref"): scan}
+def dual(case: Case) -> None:
+    io = case.io
+    given = {name: io[f"in.{name}"].requires_grad_() for name in ("X", "A", "B", "C")}
+    start = io["in.initial_states"][:, 0] if "in.initial_states" in io else None
+    out, last = dual_scan(*given.values(), start=start, chunk=3)
+    case.match("out.Y", out)
+    case.match("out.final_state", last)
+    (out * io["cotangent"]).sum().backward()
+    for name, value in given.items():
+        assert value.grad is not None
+        case.match(f"grad.{name}", value.grad)
+
+
+FAMILIES: dict[tuple[str, str], Any] = {
+    ("state-spaces/mamba", "selective_scan_ref"): scan,
+    ("state-spaces/mamba", "ssd_minimal_discrete"): dual,
+}
