@@ -11,8 +11,8 @@ from pointillist.layers.coordinates import in_float32
 def dual_scan(
     x: Float[Tensor, "b l h p"],
     decay: Float[Tensor, "b l h"],
-    B: Float[Tensor, "b l h n"],
-    C: Float[Tensor, "b l h n"],
+    B: Float[Tensor, "b l g n"],
+    C: Float[Tensor, "b l g n"],
     start: Float[Tensor, "b h p n"] | None = None,
     chunk: int = 64,
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
@@ -22,8 +22,9 @@ def dual_scan(
 
         sum over i <= t of exp(s_t - s_i) <C_t, B_i> x_i    +    exp(s_t) h_start C_t,
 
-    three matrix products. `decay` is 0 or below, so that no exponential here is above 1. The state
-    is float32 at least, and x holds the step already: x_t is dt_t times the input.
+    three matrix products. g is h, or 1 where heads share B and C. `decay` is 0 or below, so that no
+    exponential here is above 1. The state is float32 at least, and x holds the step already: x_t
+    is dt_t times the input.
     """
     with in_float32(x):
         kept = torch.promote_types(x.dtype, torch.float32)
