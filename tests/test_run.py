@@ -23,7 +23,8 @@ SPARSE = ("grid", "perceiver", "sfc", "sfc-unified", "sfc-spatial", "sfc-both", 
 TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
        "pixeldit": ("model.pixel_width=8", "model.pixel_depth=1"),
        "pixnerd": ("model.decoder_width=8",),
-       "perceiver_io": ("model.latents=4", "model.frequencies=4")}  # fmt: skip
+       "perceiver_io": ("model.latents=4", "model.frequencies=4"),
+       "mamba": ("model.state=4", "model.frequencies=4")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -66,8 +67,9 @@ def test_a_small_preset_has_at_most_two_million_parameters(name):
 def test_every_preset_is_sampled_untrained_under_its_own_task(name):
     from pointillist.sample import untrained
 
-    run = Run.load(name, "model.width=32", "model.heads=2", "model.depth=2",
-                   *TOY[Run.load(name).model.kind])  # fmt: skip
+    model = Run.load(name).model
+    heads = ("model.heads=2",) if hasattr(model, "heads") else ()
+    run = Run.load(name, "model.width=32", "model.depth=2", *heads, *TOY[model.kind])
     spec = run.data.promise()
     drawn = untrained(run, spec, "cpu").sample(1, steps=1)
     assert drawn.shape == (1, spec.channels, *spec.size) and bool(drawn.isfinite().all())

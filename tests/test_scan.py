@@ -47,3 +47,10 @@ def test_what_does_not_fit_is_refused() -> None:
         selective_scan(*example(groups=3))
     with pytest.raises(InputError, match="chunk = 0"):
         selective_scan(*example(), chunk=0)
+
+
+def test_autocast_does_not_round_the_state() -> None:
+    given = [v.detach().float() for v in example(300)]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = selective_scan(*given)
+    assert torch.equal(cast, selective_scan(*given))

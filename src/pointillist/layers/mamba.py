@@ -1,0 +1,180 @@
+"""Mamba on sequences (2312.00752), one way and both ways, with the selective scan or the dual."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointillist.layers.cross_attention import inverse_softplus
+from pointillist.layers.dual import dual_scan
+from pointillist.layers.fused import Fused
+from pointillist.layers.scan import selective_scan
+
+Form = Literal["selective", "dual"]
+HEAD = 64  # channels of a head of the dual form, at most
+
+
+def step_bias(count: int) -> Float[Tensor, " d"]:
+    """What softplus turns into steps log-uniform in [1e-3, 1e-1]."""
+    low, high = math.log(1e-3), math.log(1e-1)
+    return inverse_softplus((low + (high - low) * torch.rand(count)).exp().clamp(min=1e-4))
+
+
+class CausalConv(nn.Module):
+    """Every channel's weighted sum of its last `size` steps, the present one among them."""
+
+    def __init__(self, width: int, size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, size).uniform_(-1, 1) / math.sqrt(size))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        size, length = self.weight.shape[1], x.shape[1]
+        past = F.pad(x, (0, 0, size - 1, 0))
+        weight = self.weight.to(x.dtype)
+        y = x * weight[:, -1]
+        for i in range(size - 1):
+            y = torch.addcmul(y, past[:, i : i + length], weight[:, i])
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class SelectivePass(nn.Module):
+    """conv, SiLU, and a scan whose step, B and C are linear in what comes in.
+
+    The logarithms of A are one row, so that no optimiser takes them for a matrix and decays them.
+    """
+
+    def __init__(
+        self, width: int, state: int, conv: int, rank: int, conv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.split = (rank, state, state)
+        self.conv = CausalConv(width, conv, conv_bias)
+        self.select = nn.Linear(width, sum(self.split), bias=False)
+        self.step = nn.Linear(rank, width)
+        self.log_a = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(width))
+        self.skip = nn.Parameter(torch.ones(width))
+        nn.init.uniform_(self.step.weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            self.step.bias.copy_(step_bias(width))
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        x = F.silu(self.conv(blank(x, valid)))
+        step, B, C = self.select(x).split(self.split, -1)
+        dt = blank(F.softplus(self.step(step).float()), valid)
+        A = -self.log_a.float().exp().view(x.shape[-1], -1)
+        return selective_scan(x, dt, A, B[:, :, None], C[:, :, None], self.skip)
+
+
+class DualPass(nn.Module):
+    """conv, SiLU, and the scan with one decay and one step a head; heads share B and C.
+
+    Heads begin with A from -1 to -16, evenly.
+    """
+
+    def __init__(self, width: int, state: int, conv: int) -> None:
+        super().__init__()
+        self.heads = width // math.gcd(width, HEAD)
+        self.split = (self.heads, state, state)
+        self.conv = CausalConv(width, conv)
+        self.select = nn.Linear(width, sum(self.split), bias=False)
+        self.step = nn.Parameter(step_bias(self.heads))
+        self.log_a = nn.Parameter(torch.linspace(1, 16, self.heads).log())
+        self.skip = nn.Parameter(torch.ones(self.heads))
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        x = F.silu(self.conv(blank(x, valid)))
+        step, B, C = self.select(x).split(self.split, -1)
+        dt = blank(F.softplus(step.float() + self.step), valid)
+        heads = x.unflatten(-1, (self.heads, -1))
+        decay = -dt * self.log_a.float().exp()
+        y, _ = dual_scan(heads * dt[..., None], decay, B[:, :, None], C[:, :, None])
+        return (y + self.skip[:, None] * heads).flatten(2).to(x.dtype)
+
+
+def blank(x: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b l d"]:
+    return x if valid is None else x.masked_fill(~valid[..., None], 0)
+
+
+class Mamba(nn.Module):
+    """out(pass(x) SiLU(z)) of x, z = in(h): what comes later changes nothing before it.
+
+    `rank` 0 of the step is width / 16.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state: int = 16,
+        expand: int = 2,
+        conv: int = 4,
+        rank: int = 0,
+        bias: bool = False,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = expand * width
+        self.enter = Fused(width, 2 * inner, parts=2, bias=bias)
+        self.ahead = SelectivePass(inner, state, conv, rank or -(-width // 16), conv_bias)
+        self.out = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, h: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        x, z = self.enter(h).chunk(2, -1)
+        return self.out(self.ahead(x) * F.silu(z))
+
+
+class BothWays(nn.Module):
+    """Mamba with a pass from either end of the sequence; both share the gate and projections.
+
+    Tokens that are not valid neither change the others nor stand between them, wherever they lie;
+    what is answered there means nothing. No norm and no residual.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state: int = 16,
+        expand: int = 2,
+        conv: int = 4,
+        form: Form = "selective",
+    ) -> None:
+        super().__init__()
+        inner, rank = expand * width, -(-width // 16)
+        self.enter = Fused(width, 2 * inner, parts=2, bias=False)
+        if form == "dual":
+            self.ahead: nn.Module = DualPass(inner, state, conv)
+            self.back: nn.Module = DualPass(inner, state, conv)
+        else:
+            self.ahead = SelectivePass(inner, state, conv, rank)
+            self.back = SelectivePass(inner, state, conv, rank)
+        self.norm = nn.RMSNorm(inner) if form == "dual" else nn.Identity()
+        self.out = nn.Linear(inner, width, bias=False)
+
+    def forward(
+        self, h: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        if valid is None:
+            return self._mix(h, None)
+        order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
+        mixed = self._mix(taken(h, order), valid.gather(1, order))
+        return taken(mixed, order.argsort(dim=1))
+
+    def _mix(
+        self, h: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b l d"]:
+        x, z = self.enter(h).chunk(2, -1)
+        turned = None if valid is None else valid.flip(1)
+        y = self.ahead(x, valid) + self.back(x.flip(1), turned).flip(1)
+        return self.out(self.norm(y * F.silu(z)))
+
+
+def taken(h: Float[Tensor, "b l d"], order: Tensor) -> Float[Tensor, "b k d"]:
+    """h at the places `order`, sample by sample."""
+    return h.gather(1, order[..., None].expand(-1, -1, h.shape[-1]))
