@@ -5,6 +5,7 @@ from typing import Annotated
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
+from pointillist.models.local import LocalConfig
 from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
 from pointillist.models.pixnerd import PixNerdConfig
@@ -12,13 +13,15 @@ from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
 
 Backbone = Annotated[
-    DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig | PerceiverIOConfig, by_kind
+    DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig | PerceiverIOConfig | LocalConfig,
+    by_kind,
 ]
 
 __all__ = [
     "Backbone",
     "DiTConfig",
     "JiTConfig",
+    "LocalConfig",
     "Network",
     "PerceiverIOConfig",
     "PixNerdConfig",
