@@ -43,7 +43,9 @@ def rope(
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
 
 
-def rotate(x: Float[Tensor, "b h n e"], rotation: Rotation) -> Float[Tensor, "b h n e"]:
+def rotate(
+    x: Float[Tensor, "b h n e"], rotation: Complex64[Tensor, "*_ n half"]
+) -> Float[Tensor, "b h n e"]:
     """Turn adjacent pairs, in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2)

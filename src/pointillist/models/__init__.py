@@ -5,6 +5,7 @@ from typing import Annotated
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.jit import JiTConfig
+from pointillist.models.local import LocalConfig
 from pointillist.models.mamba import MambaConfig
 from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
@@ -13,7 +14,13 @@ from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
 
 Backbone = Annotated[
-    DiTConfig | JiTConfig | PixelDiTConfig | PixNerdConfig | PerceiverIOConfig | MambaConfig,
+    DiTConfig
+    | JiTConfig
+    | PixelDiTConfig
+    | PixNerdConfig
+    | PerceiverIOConfig
+    | LocalConfig
+    | MambaConfig,
     by_kind,
 ]
 
@@ -21,6 +28,7 @@ __all__ = [
     "Backbone",
     "DiTConfig",
     "JiTConfig",
+    "LocalConfig",
     "MambaConfig",
     "Network",
     "PerceiverIOConfig",

@@ -1,0 +1,264 @@
+"""Attention of places to the points near them, at a cost that grows with their number alone.
+
+A place x_q weighs a neighbour x_k, u = (|x_q - x_k|/edge)^2 of the way to the edge of its
+neighbourhood, by
+
+    w = (1 - u)^2 exp(q R(x_k - x_q) k / sqrt(e) - softplus(s_h) u),
+
+divided by the sum over its neighbours and a learned null. R turns pairs of channels by angles
+linear in the offset (Su et al. 2104.09864, with frequencies drawn once); values are turned by it
+too (Miyato et al. 2310.10375), so that keys and values are those of relative places. The weight
+fades to 0 at the edge, so an answer is continuous in its place although neighbours come and go.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Complex64, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pointillist.layers.attention import check_heads
+from pointillist.layers.coordinates import in_float32
+from pointillist.layers.cross_attention import Keys, inverse_softplus
+from pointillist.layers.fused import Fused
+from pointillist.layers.neighbours import Neighbours
+from pointillist.layers.norm import RMSNorm
+from pointillist.layers.perceiver import gaussian_frequencies
+from pointillist.layers.rope import rotate
+
+Turn = Complex64[Tensor, "b 1 n half"]  # e^(i angle) for every place and pair of a head
+
+Sets = list[tuple[Tensor, Neighbours]]  # places `b m s` of points, and which of them are near
+
+DENSE = 640  # up to so many tokens, all pairs are faster than a gather on a CPU
+HELD = 1 << 25  # numbers gathered at once where no gradient is asked for
+
+
+class Dense(NamedTuple):
+    """The same pairs as a matrix: what is added to the scores, and factors of u."""
+
+    fade: Float[Tensor, "b 1 k n"]  # log((1 - u)^2), -inf where no neighbour is; the null last
+    query: Float[Tensor, "b 1 k f"]
+    key: Float[Tensor, "b 1 n f"]
+
+
+class Pairs(NamedTuple):
+    """Which of the tokens each place attends to, and how far they are; no token is meant twice."""
+
+    index: Int[Tensor, "b k n"]  # type: ignore[assignment]
+    far: Float[Tensor, "b k n"]  # u, 1 where no neighbour is
+    dense: Dense | None
+
+    @property
+    def fade(self) -> Float[Tensor, "b k n"]:
+        """log((1 - u)^2), -inf where no neighbour is."""
+        return 2 * torch.log1p(-self.far)
+
+
+def turn_of(
+    at: Float[Tensor, "b n s"],
+    radius: float,
+    head_width: int,
+    std: float,
+    metric: tuple[float, ...] = (),
+) -> Turn:
+    """Angles of places; frequencies from N(0, std^2) in cycles per radius, alike in every run."""
+    with in_float32(at):
+        scaled = scale_by(at.float(), metric) / radius
+        b = gaussian_frequencies(at.shape[-1], head_width // 2, std, at.device)
+        angle = 2 * torch.pi * scaled @ b.T
+        return torch.polar(torch.ones_like(angle), angle)[:, None]
+
+
+def scale_by(at: Tensor, metric: tuple[float, ...]) -> Tensor:
+    return at * at.new_tensor(metric) if metric else at
+
+
+def pairs_of(
+    query: Float[Tensor, "b k s"],
+    sets: Sets,
+    metric: tuple[float, ...] = (),
+) -> Pairs:
+    """One table of the neighbours in several sets of points, whose tokens follow one another."""
+    query = scale_by(query.double(), metric)
+    b, k = query.shape[:2]
+    index = [torch.zeros(b, k, 0, dtype=torch.long, device=query.device)]
+    far, first = [torch.zeros(b, k, 0, device=query.device)], 0
+    for points, near in sets:
+        places = scale_by(points.double(), metric)
+        there = _rows(places, near.index)
+        square = (there - query[:, :, None]).square().sum(-1)
+        u = square / near.edge.double().square().clamp(min=1e-24)[..., None]
+        # A distance that float32 takes for the edge itself is one of no weight.
+        far.append(torch.where(near.valid, u.float().clamp(max=1), 1.0))
+        index.append(near.index + first)
+        first += points.shape[1]
+    found, distance = torch.cat(index, -1), torch.cat(far, -1)
+    pairs = Pairs(found, distance, None)
+    if query.device.type != "cpu" or first > DENSE:
+        return pairs
+    return pairs._replace(dense=_dense(query, sets, pairs, first, metric))
+
+
+def _dense(
+    query: Float[Tensor, "b k s"],
+    sets: Sets,
+    pairs: Pairs,
+    count: int,
+    metric: tuple[float, ...],
+) -> Dense | None:
+    """None where neighbourhoods are so small that |a|^2 - 2 a b + |b|^2 is no u in float32."""
+    if any(bool((near.edge < 0.01).any()) for _, near in sets):
+        return None
+    b, k, s = query.shape
+    fade = torch.full((b, k, count + 1), -torch.inf, device=query.device)
+    fade.scatter_reduce_(2, pairs.index, pairs.fade, "amax")
+    fade[:, :, -1] = 0
+    width = s + 2
+    left = query.new_zeros(b, k, width * len(sets))
+    right = query.new_zeros(b, count + 1, width * len(sets))
+    first = 0
+    for i, (points, near) in enumerate(sets):
+        places = scale_by(points.double(), metric)
+        part = slice(i * width, (i + 1) * width)
+        squares = query.square().sum(-1, keepdim=True)
+        ones = torch.ones_like(squares)
+        left[:, :, part] = (
+            torch.cat((ones, -2 * query, squares), -1) / near.edge.double()[..., None].square()
+        )
+        right[:, first : first + points.shape[1], part] = torch.cat(
+            (places.square().sum(-1, keepdim=True), places, torch.ones_like(places[..., :1])), -1
+        )
+        first += points.shape[1]
+    return Dense(fade[:, None], left.float()[:, None], right.float()[:, None])
+
+
+def _rows(tokens: Tensor, index: Int[Tensor, "b k n"]) -> Tensor:
+    """Rows `b k n d` of tokens `b m d`."""
+    if tokens.shape[1] == 0:  # none is meant
+        return tokens.new_zeros(*index.shape, tokens.shape[2])
+    first = torch.arange(index.shape[0], device=index.device)[:, None, None] * tokens.shape[1]
+    return tokens.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, -1)
+
+
+class LocalAttention(nn.Module):
+    """Of places to their neighbours; `keys` of tokens that stay the same are made once.
+
+    Queries and keys are normalised per head. The distance scales start at 1, 2, 4, ... for the
+    heads in turn, so that some look far and some near.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        check_heads(width, heads)
+        self.heads = heads
+        e = width // heads
+        self.query = nn.Linear(width, width)
+        self.key_value = Fused(width, 2 * width, parts=2)
+        self.norm_q, self.norm_k = RMSNorm(e), RMSNorm(e)
+        self.out = nn.Linear(width, width)
+        start = 2.0 ** (torch.arange(heads) % 4)
+        self.scale = nn.Parameter(inverse_softplus(start))
+        self.null_key = nn.Parameter(torch.zeros(heads, e))
+        self.null_value = nn.Parameter(torch.zeros(heads, e))
+
+    def keys(self, tokens: Float[Tensor, "b m d"], turn: Turn) -> Keys:
+        """Keys and values of tokens at places, turned by these."""
+        k, v = rearrange(
+            self.key_value(tokens), "b m (two h e) -> two b h m e", two=2, h=self.heads
+        ).unbind(0)  # fmt: skip
+        return Keys(rotate(self.norm_k(k), turn), rotate(v, turn))
+
+    def forward(
+        self, x: Float[Tensor, "b k d"], keys: Keys, pairs: Pairs, turn: Turn
+    ) -> Float[Tensor, "b k d"]:
+        """What the places `x`, turned by `turn`, find among the tokens of `keys`."""
+        q, null = self._queries(x)
+        with in_float32(x):
+            turned = rotate(q, turn)
+            k, v = keys.k.float(), keys.v.float()
+            if pairs.dense is not None:
+                mixed, none = self._all_pairs(turned, null, k, v, pairs.dense)
+            else:
+                mixed, none = self._gathered(turned, null, k, v, pairs)
+            mixed = rotate(mixed, turn.conj()) + none * self.null_value[:, None]
+        return self.out(rearrange(mixed, "b h k e -> b k (h e)").to(x.dtype))
+
+    def weights(
+        self, x: Float[Tensor, "b k d"], keys: Keys, pairs: Pairs, turn: Turn
+    ) -> tuple[Float[Tensor, "b h k near"], Float[Tensor, "b h k 1"]]:
+        """The weights of every pair, and those of the null: together 1."""
+        q, null = self._queries(x)
+        k = _rows(rearrange(keys.k.float(), "b h m e -> b m (h e)"), pairs.index)
+        return self._weights(rotate(q, turn), null, k, pairs.far, pairs.fade)
+
+    def _queries(self, x: Tensor) -> tuple[Float[Tensor, "b h k e"], Float[Tensor, "b h k 1"]]:
+        """Queries over sqrt(e), and their score for the null, which lies nowhere."""
+        q = rearrange(self.query(x), "b k (h e) -> b h k e", h=self.heads)
+        q = self.norm_q(q).float() * q.shape[-1] ** -0.5
+        return q, (q * self.null_key[:, None]).sum(-1, keepdim=True)
+
+    def _all_pairs(
+        self, q: Tensor, null: Tensor, k: Tensor, v: Tensor, dense: Dense
+    ) -> tuple[Tensor, Tensor]:
+        """By factors: softplus(s) u is a product of few channels, appended to queries and keys.
+
+        One more channel holds the score of the null in queries and keys, its weight in values.
+        """
+        b, h, e = q.shape[0], self.heads, q.shape[-1]
+        own = torch.zeros(k.shape[2] + 1, 1)
+        own[-1] = 1
+        own = own.expand(b, h, -1, -1)
+        slope = -F.softplus(self.scale)[:, None, None]
+        left = torch.cat((q, null, slope * dense.query), -1)
+        right = torch.cat((F.pad(k, (0, 0, 0, 1)), own, dense.key.expand(-1, h, -1, -1)), -1)
+        value = torch.cat((F.pad(v, (0, 0, 0, 1)), own), -1)
+        value = F.pad(value, (0, left.shape[-1] - value.shape[-1]))
+        mask = dense.fade.expand(-1, h, -1, -1)
+        mixed = F.scaled_dot_product_attention(left, right, value, attn_mask=mask, scale=1.0)
+        return mixed[..., :e].contiguous(), mixed[..., e : e + 1]
+
+    def _gathered(
+        self, q: Tensor, null: Tensor, k: Tensor, v: Tensor, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        k, v = (rearrange(part, "b h m e -> b m (h e)") for part in (k, v))
+        n = q.shape[2]
+        step = n
+        if not torch.is_grad_enabled():  # else all of it is kept anyway
+            step = max(1, HELD // (pairs.index[:, 0].numel() * k.shape[2]))
+        mixed, none = [], []
+        for part in (slice(start, start + step) for start in range(0, max(n, 1), step)):
+            index, far = pairs.index[:, part], pairs.far[:, part]
+            weight, rest = self._weights(
+                q[:, :, part], null[:, :, part], _rows(k, index), far, pairs.fade[:, part]
+            )
+            value = rearrange(_rows(v, index), "b k n (h e) -> b h k n e", h=self.heads)
+            mixed.append(torch.einsum("bhkn,bhkne->bhke", weight, value))
+            none.append(rest)
+        return torch.cat(mixed, 2), torch.cat(none, 2)
+
+    def _weights(
+        self, q: Tensor, null: Tensor, k: Tensor, far: Tensor, fade: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        k = rearrange(k, "b k n (h e) -> b h k n e", h=self.heads)
+        scores = torch.einsum("bhke,bhkne->bhkn", q, k)
+        scores = scores - F.softplus(self.scale)[:, None, None] * far[:, None] + fade[:, None]
+        weight = torch.softmax(torch.cat((scores, null), -1), -1)
+        return weight[..., :-1], weight[..., -1:]
+
+
+def interpolation(
+    value: Float[Tensor, "b c m"], near: Neighbours, far: Float[Tensor, "b k n"]
+) -> Float[Tensor, "b k c2"]:
+    """A first guess at every place, and 1 where there is any: the mean of its neighbours.
+
+    They weigh (1 - u)^2 exp(-4 u)/(u + .01): near ones most, those at the edge nothing.
+    """
+    weight = (1 - far).square() * torch.exp(-4 * far) / (far + 0.01)
+    whole = weight.sum(-1, keepdim=True)
+    mean = (weight[..., None] * _rows(value.mT, near.index)).sum(2) / whole.clamp(min=1e-12)
+    # Where the one neighbour is about to leave, the guess leaves with it.
+    there = whole / (whole + 0.01)
+    return torch.cat((mean * there, there), -1)
