@@ -121,7 +121,7 @@ def used(
 ) -> tuple[Float[Tensor, "b n s"], Float[Tensor, "b c n"], Neighbours]:
     """Only the points that are somebody's neighbours: no other is ever looked at."""
     b, m = at.shape[:2]
-    if m == 0:
+    if m == 0 or at.device.type != "cpu":  # counting them would halt a GPU
         return at, value, near
     counts = torch.zeros(b, m, device=at.device)
     counts.scatter_add_(1, near.index.flatten(1), near.valid.flatten(1).float())
