@@ -132,6 +132,7 @@ def test_presets_and_sets_are_listed(say):
         "cifar10",
         "folder",
         "zip",
+        "field",
     }
     assert "cifar10" in say("data", "list").out
 

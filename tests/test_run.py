@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -24,14 +25,33 @@ TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
        "pixeldit": ("model.pixel_width=8", "model.pixel_depth=1"),
        "pixnerd": ("model.decoder_width=8",),
        "perceiver_io": ("model.latents=4", "model.frequencies=4"),
-       "mamba": ("model.state=4", "model.frequencies=4")}  # fmt: skip
+       "mamba": ("model.state=4", "model.frequencies=4"), "local": (),
+       "hybrid": ("model.state=4",)}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory):
+    """A preset by name; one of a field reads a small file in the place of the measured one."""
+    path = tmp_path_factory.mktemp("field") / "field.npz"
+    axes = {"zaxlevitr": np.linspace(0, 5000, 20), "yaxlevitr": np.linspace(-58, 58, 30),
+            "xaxlevitr": 20.5 + 4.0 * np.arange(90)}  # fmt: skip
+    mesh = np.meshgrid(*axes.values(), indexing="ij")
+    temp = np.cos(mesh[1] / 40) * np.exp(-mesh[0] / 800) + 0.1 * np.sin(mesh[2] / 57.3)
+    temp[:, :4, :30] = np.nan
+    np.savez(path, temp=temp.astype(np.float32), **{f"temp__{k}": v for k, v in axes.items()})
+
+    def of(name, *more):
+        measured = Run.load(name).data.kind == "field"
+        return Run.load(name, *((f"data.path={path}",) if measured else ()), *more)
+
+    return of
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_loads_round_trips_and_builds(name):
+def test_every_preset_loads_round_trips_and_builds(name, load):
     import torch
 
-    run = Run.load(name)
+    run = load(name)
     assert from_dict(to_dict(run)) == run
     spec = run.data.promise()
     run.check(spec)
@@ -64,12 +84,12 @@ def test_a_small_preset_has_at_most_two_million_parameters(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_sampled_untrained_under_its_own_task(name):
+def test_every_preset_is_sampled_untrained_under_its_own_task(name, load):
     from pointillist.sample import untrained
 
     model = Run.load(name).model
     heads = ("model.heads=2",) if hasattr(model, "heads") else ()
-    run = Run.load(name, "model.width=32", "model.depth=2", *heads, *TOY[model.kind])
+    run = load(name, "model.width=32", "model.depth=2", *heads, *TOY[model.kind])
     spec = run.data.promise()
     drawn = untrained(run, spec, "cpu").sample(1, steps=1)
     assert drawn.shape == (1, spec.channels, *spec.size) and bool(drawn.isfinite().all())

@@ -1,19 +1,21 @@
 """Mamba on sequences (2312.00752), one way and both ways, with the selective scan or the dual."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointillist.layers.cross_attention import inverse_softplus
+from pointillist.layers.curve import Curve, curve_index
 from pointillist.layers.dual import dual_scan
 from pointillist.layers.fused import Fused
 from pointillist.layers.scan import selective_scan
 
 Form = Literal["selective", "dual"]
+BITS = 16  # an axis, of the cells that the curve visits
 HEAD = 64  # channels of a head of the dual form, at most
 
 
@@ -178,3 +180,51 @@ class BothWays(nn.Module):
 def taken(h: Float[Tensor, "b l d"], order: Tensor) -> Float[Tensor, "b k d"]:
     """h at the places `order`, sample by sample."""
     return h.gather(1, order[..., None].expand(-1, -1, h.shape[-1]))
+
+
+class Sequence(NamedTuple):
+    """Observed points and places that are asked, in the order of a space-filling curve."""
+
+    order: Int[Tensor, "b l"]  # of the points and, after them, the places
+    slot: Int[Tensor, "b k"]  # of every place in that order
+    valid: Bool[Tensor, "b l"] | None  # in that order
+
+    def of(
+        self, points: Float[Tensor, "b m d"] | None, places: Float[Tensor, "b k d"]
+    ) -> Float[Tensor, "b l d"]:
+        """Tokens of both, in order."""
+        if points is not None:
+            points = points.to(places.dtype).expand(places.shape[0], -1, -1)
+            places = torch.cat((points, places), 1)
+        return taken(places, self.order.expand(places.shape[0], -1))
+
+    def places(self, h: Float[Tensor, "b l d"]) -> Float[Tensor, "b k d"]:
+        """The tokens of the places."""
+        return taken(h, self.slot.expand(h.shape[0], -1))
+
+    def there(self, b: int) -> Bool[Tensor, "b l"] | None:
+        """`valid` for a batch of b."""
+        return None if self.valid is None else self.valid.expand(b, -1)
+
+
+def sequence_of(
+    where: Float[Tensor, "b k s"],
+    at: Float[Tensor, "b m s"] | None,
+    told: Bool[Tensor, "b m"] | None,
+    curve: Curve,
+) -> Sequence:
+    """The order of points `at`, of which those not `told` come last, and of places `where`."""
+    number, valid = _number(where, curve), None
+    if at is not None and told is not None:
+        theirs = _number(at, curve).masked_fill(~told, torch.iinfo(torch.long).max)
+        number = torch.cat((theirs, number), 1)
+        valid = torch.cat((told, told.new_ones(where.shape[:2])), 1)
+    order = number.argsort(dim=1, stable=True)
+    slot = order.argsort(dim=1)[:, -where.shape[1] :]
+    return Sequence(order, slot, None if valid is None else valid.gather(1, order))
+
+
+def _number(at: Float[Tensor, "b m s"], curve: Curve) -> Int[Tensor, "b m"]:
+    cells = 1 << BITS
+    cell = ((at.double() + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
+    return curve_index(cell, BITS, curve)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
+from pointillist.models.hybrid import HybridConfig
 from pointillist.models.jit import JiTConfig
 from pointillist.models.local import LocalConfig
 from pointillist.models.mamba import MambaConfig
@@ -20,13 +21,15 @@ Backbone = Annotated[
     | PixNerdConfig
     | PerceiverIOConfig
     | LocalConfig
-    | MambaConfig,
+    | MambaConfig
+    | HybridConfig,
     by_kind,
 ]
 
 __all__ = [
     "Backbone",
     "DiTConfig",
+    "HybridConfig",
     "JiTConfig",
     "LocalConfig",
     "MambaConfig",

@@ -72,12 +72,16 @@ class LocalConfig:
         check_heads(self.width, self.heads)
 
     def build(self, spec: Spec) -> "Local":
+        self.check_axes(spec)
+        return Local(self, spec)
+
+    def check_axes(self, spec: Spec) -> None:
+        """InputError where the metric is of other axes than the data."""
         if self.metric and len(self.metric) != len(spec.axes):
             raise InputError(
                 f"model.metric has {len(self.metric)} numbers, the data {len(spec.axes)} axes; "
                 f"give one for each"
             )
-        return Local(self, spec)
 
 
 class LocalBlock(nn.Module):
@@ -220,18 +224,31 @@ class Local(nn.Module):
     ) -> Prediction:
         if context is None:
             context = self.condition(given, tuple(xt.shape[2:]))
+        x, c = self.enter(xt, t, context)
+        for i in range(len(self.blocks)):
+            x = self.step(i, x, c, context)
+        return self.leave(x, c)
+
+    def enter(self, xt: Float[Tensor, "b c k"], t: Time, context: Context) -> tuple[Tensor, Tensor]:
+        """Tokens of the places, `b k d`, and the condition, `b d`."""
         c = self.time(t)
         if context.label is not None:
             c = c + context.label
-        c = nn.functional.silu(c)
         x = self.state(xt.mT).float()
         if context.query is not None:
             x = x + context.query
-        for i, block in enumerate(self.blocks):
-            told = None if context.told is None else context.told[i]
-            x = block(x, c, told, context.pairs, context.turn, bool(self.config.mixing))
-            if i == 0:  # not before: a guess has looked one radius far, as has the first block
-                x = x + context.guess
+        return x, nn.functional.silu(c)
+
+    def step(self, i: int, x: Tensor, c: Tensor, context: Context) -> Float[Tensor, "b k d"]:
+        """Block i."""
+        told = None if context.told is None else context.told[i]
+        mixes = bool(self.config.mixing)
+        x = self._block(self.blocks[i])(x, c, told, context.pairs, context.turn, mixes)
+        # Not before: a guess has looked one radius far, as has the first block.
+        return x + context.guess if i == 0 else x
+
+    def leave(self, x: Float[Tensor, "b k d"], c: Float[Tensor, "b d"]) -> Prediction:
+        """The answer of the last tokens."""
         shift, scale = self.modulation(c).chunk(2, -1)
         return Prediction(self.head(modulate(self.norm(x), shift, scale)).mT)
 

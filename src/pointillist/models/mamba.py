@@ -7,20 +7,18 @@ number of places, not with its square.
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pointillist.layers.attention import zero_
-from pointillist.layers.curve import Curve, curve_index
+from pointillist.layers.curve import Curve
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding
 from pointillist.layers.fused import Fused
-from pointillist.layers.mamba import BothWays, Form, taken
+from pointillist.layers.mamba import BothWays, Form, Sequence, sequence_of
 from pointillist.layers.norm import PlainLayerNorm, RMSNorm, modulate, modulated_norm
 from pointillist.layers.observations import points_of
 from pointillist.layers.perceiver import GaussianFeatures
 from pointillist.types import Given, InputError, Prediction, Spec, Takes, Time, config
-
-BITS = 16  # an axis, of the cells that the curve visits
 
 
 @config
@@ -85,9 +83,7 @@ class Context(NamedTuple):
     label: Float[Tensor, "b d"] | None
     query: Float[Tensor, "b k d"]
     observed: Float[Tensor, "b m d"] | None
-    order: Int[Tensor, "b l"]  # of observed points and, after them, places, along the curve
-    slot: Int[Tensor, "b k"]  # of every place in that order
-    valid: Bool[Tensor, "b l"] | None  # in that order
+    sequence: Sequence
 
 
 class MambaField(nn.Module):
@@ -119,26 +115,14 @@ class MambaField(nn.Module):
         if self.label is not None:
             missing = torch.full((where.shape[0],), -1, dtype=torch.long, device=where.device)
             label = self.label(missing if given.label is None else given.label)
-        query, number = self.query(self.place(where)), self._number(where)
-        observed, valid = None, None
+        query = self.query(self.place(where))
         found = points_of(given, self.spec.channels)
-        if found is not None:
-            at, value, told = found
-            observed = self.observed(torch.cat((value.mT, self.place(at)), -1))
-            there = told[:, 0]
-            # Points that are not there come last.
-            theirs = self._number(at).masked_fill(~there, torch.iinfo(torch.long).max)
-            number = torch.cat((theirs, number), 1)
-            valid = torch.cat((there, there.new_ones(where.shape[:2])), 1)
-        order = number.argsort(dim=1, stable=True)
-        slot = order.argsort(dim=1)[:, -where.shape[1] :]
-        valid = None if valid is None else valid.gather(1, order)
-        return Context(label, query, observed, order, slot, valid)
-
-    def _number(self, at: Float[Tensor, "b m s"]) -> Int[Tensor, "b m"]:
-        cells = 1 << BITS
-        cell = ((at.double() + 1) / 2 * cells).floor().long().clamp(0, cells - 1)
-        return curve_index(cell, BITS, self.config.curve)
+        if found is None:
+            return Context(label, query, None, sequence_of(where, None, None, self.config.curve))
+        at, value, told = found
+        observed = self.observed(torch.cat((value.mT, self.place(at)), -1))
+        sequence = sequence_of(where, at, told[:, 0], self.config.curve)
+        return Context(label, query, observed, sequence)
 
     def forward(
         self,
@@ -149,19 +133,15 @@ class MambaField(nn.Module):
     ) -> Prediction:
         if context is None:
             context = self.condition(given, tuple(xt.shape[2:]))
-        b = xt.shape[0]
         c = self.time(t)
         if context.label is not None:
             c = c + context.label
         c = nn.functional.silu(c)
         asked = (context.query + self.state(xt.mT)).float()
-        h = asked
-        if context.observed is not None:
-            h = torch.cat((context.observed.float().expand(b, -1, -1), asked), 1)
-        h = taken(h, context.order.expand(b, -1))
-        valid = None if context.valid is None else context.valid.expand(b, -1)
+        h = context.sequence.of(context.observed, asked)
+        valid = context.sequence.there(h.shape[0])
         for block in self.blocks:
             h = block(h, c, valid)
         shift, scale = self.modulation(c).chunk(2, -1)
-        mixed = modulate(self.norm(taken(h, context.slot.expand(b, -1))), shift, scale)
+        mixed = modulate(self.norm(context.sequence.places(h)), shift, scale)
         return Prediction(self.head(torch.cat((mixed, asked.to(mixed.dtype)), -1)).mT)
