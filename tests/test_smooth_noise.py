@@ -35,6 +35,8 @@ def test_a_grid_and_a_set_at_its_places_hold_the_same_function(size):
     grid = objective.noise(draw, (2, *size)).flatten(2)
     found = objective.noise(draw, (2, grid.shape[-1]), where=where)
     torch.testing.assert_close(found, grid, rtol=0, atol=2e-6)
+    crop = objective.noise(draw, (2, *size), where=where)
+    assert crop.shape == (3, 2, *size) and torch.equal(crop.flatten(2), found)
     some = objective.noise(draw, (2, 4), where=where[:, [3, 0, 2, 1]])
     torch.testing.assert_close(some, grid[..., [3, 0, 2, 1]], rtol=0, atol=2e-6)
     alone = objective.noise(Draw(3, torch.tensor([3])), (2, *size)).flatten(2)

@@ -42,7 +42,7 @@ def smooth_noise(
     purpose: str,
     where: Float[Tensor, "b k s"] | None = None,
 ) -> State:
-    """The function at the centres of a grid of `shape` = (c, *space), or at the places `where`."""
+    """The function at the centres of a grid of `shape` = (c, *space), or at its places `where`."""
     axes = len(shape) - 1 if where is None else where.shape[-1]
     # Kept in floats: the count of so fine a lattice has hundreds of digits.
     if (2 / length + 9) ** axes > MOST_NODES:
@@ -61,4 +61,4 @@ def smooth_noise(
     value = torch.einsum("bkn,bcn...->bck...", first, value)
     for rows in others:
         value = torch.einsum("bkn,bckn...->bck...", rows, value)
-    return value.float()
+    return value.float().unflatten(2, shape[1:])  # a crop of a field is a grid, with its places

@@ -1,0 +1,92 @@
+"""How models on sets grow with the places asked: time and memory of one forward.
+
+python bench/field_scaling.py
+
+A fifth as many points are known as places are asked, in the unit square. `dense` is the same local
+model with a neighbourhood of everything, which is attention of all to all, until it takes too long.
+Every measurement is a process of its own; its memory is the peak beyond what it has before.
+"""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from record import record
+
+from pointillist.models import LocalConfig, MambaConfig, Network
+from pointillist.types import Given, Spec, grid_axes
+
+SIZES = [2**n for n in range(10, 19)]
+LOCAL = {"width": 128, "depth": 4, "heads": 4, "mlp_ratio": 2.0, "neighbours": 16, "mixing": 16}
+MAMBA = {"width": 128, "depth": 4, "form": "dual", "frequencies": 64}
+LONGEST = {"local": 2**18, "mamba": 2**17, "dense": 2**13}
+
+
+def network(name: str, places: int) -> Network:
+    spec = Spec(channels=3, axes=grid_axes((32, 32)))
+    if name == "mamba":
+        return Network(MambaConfig(**MAMBA).build(spec))
+    sizes = LOCAL if name == "local" else LOCAL | {"neighbours": places // 5, "mixing": places - 1}
+    return Network(LocalConfig(**sizes, radius=0.3 if name == "local" else 10.0).build(spec))
+
+
+def one(name: str, places: int) -> dict[str, float]:
+    """Seconds (the best of three) of finding neighbours and of a forward, and MiB at the peak."""
+    torch.manual_seed(0)
+    model = network(name, places)
+    where, at = (torch.rand(1, n, 2) * 2 - 1 for n in (places, places // 5))
+    given = Given(where=where, at=at, value=torch.randn(1, 3, at.shape[1]))
+    state, t = torch.randn(1, 3, places), torch.tensor([0.5])
+    small = Given(where=where[:, :512], at=at[:, :100], value=given.value[:, :, :100])
+    with torch.no_grad():
+        model(state[:, :, :512], t, small)  # threads and libraries
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found, asked = [], []
+        for _ in range(3):
+            begun = time.perf_counter()
+            context = model.condition(given, (places,))
+            met = time.perf_counter()
+            model(state, t, given, context)
+            found.append(met - begun)
+            asked.append(time.perf_counter() - met)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"condition": min(found), "forward": min(asked), "MiB": peak}
+
+
+def slope(sizes: list[int], values: list[float]) -> float:
+    """Of the line of least squares through the logarithms."""
+    x, y = ([math.log(v) for v in row] for row in (sizes, values))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    rise = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    return rise / sum((a - mx) ** 2 for a in x)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))
+        return
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    for name, longest in LONGEST.items():
+        rows[name] = {}
+        for places in (n for n in SIZES if n <= longest):
+            out = subprocess.run(
+                [sys.executable, __file__, name, str(places)], check=True, capture_output=True
+            )
+            rows[name][places] = json.loads(out.stdout)
+            print(name, places, rows[name][places], flush=True)
+    slopes = {
+        name: {
+            kind: round(slope(list(found), [row[kind] for row in found.values()]), 3)
+            for kind in ("condition", "forward", "MiB")
+        }
+        for name, found in rows.items()
+    }
+    record("field_scaling", {"local": LOCAL, "mamba": MAMBA, "slopes": slopes, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
