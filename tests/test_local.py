@@ -59,13 +59,17 @@ def test_neither_the_order_of_points_nor_that_of_places_matters():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dense", [True, False])
+@pytest.fixture
+def gathered(monkeypatch):
+    """Pairs are gathered, as on a GPU, and not put into blocks."""
+    monkeypatch.setattr(local_attention, "FLAT", 0.0)
+
+
+@pytest.mark.parametrize("way", ["blocks", "gathered"])
 @pytest.mark.parametrize("metric", [(), (2.0, 1.0)])
-def test_what_is_farther_than_layers_times_radius_changes_nothing_at_all(
-    dense, metric, monkeypatch
-):
-    if not dense:
-        monkeypatch.setattr(local_attention, "DENSE", 0)
+def test_what_is_farther_than_layers_times_radius_changes_nothing_at_all(way, metric, request):
+    if way == "gathered":
+        request.getfixturevalue(way)
     model = model_of(radius=0.3, metric=metric)
     assert model.takes.reach == (0.3 if metric else 0.6, 0.6)
     line = torch.linspace(-1, 1, 41)[:, None]
@@ -87,14 +91,17 @@ def test_what_is_farther_than_layers_times_radius_changes_nothing_at_all(
         assert moved.max() > 1e-4
 
 
-def test_all_pairs_and_gathered_ones_are_the_same_with_gradients(monkeypatch):
-    x, t, given = case()
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("size", [4, 64])
+def test_blocks_and_gathered_pairs_are_the_same_with_gradients(size, axes, monkeypatch):
+    monkeypatch.setattr(local_attention, "BLOCK", size)
+    x, t, given = case(axes=axes)
     found = []
-    for limit in (640, 0):
-        monkeypatch.setattr(local_attention, "DENSE", limit)
-        model = model_of(neighbours=4, mixing=5)
+    for flat in (1e5, 0.0):
+        monkeypatch.setattr(local_attention, "FLAT", flat)
+        model = model_of(axes, neighbours=4, mixing=5)
         context = model.condition(given, (20,))
-        assert (context.pairs.dense is None) == (limit == 0)
+        assert (context.pairs.blocks is None) == (flat == 0)
         answer = model(x, t, given, context).value
         model.zero_grad()
         answer.square().sum().backward()
@@ -104,8 +111,18 @@ def test_all_pairs_and_gathered_ones_are_the_same_with_gradients(monkeypatch):
     assert all((g.abs().max() > 0) for g in found[0][1:])
 
 
-def test_pieces_of_the_places_are_the_whole(monkeypatch):
-    monkeypatch.setattr(local_attention, "DENSE", 0)
+def test_places_that_lie_nearly_together_are_not_put_into_blocks():
+    """|a|^2 - 2 a b + |b|^2 would be nothing but rounding."""
+    where = torch.cat((torch.linspace(-1, 1, 10), 0.3 + 1e-6 * torch.arange(10)))[None, :, None]
+    model = model_of(1, neighbours=4, mixing=4)
+    given = Given(where=where, at=where[:, :6] + 0.01, value=torch.ones(1, 2, 6))
+    context = model.condition(given, (20,))
+    assert context.pairs.blocks is None
+    answer = model(torch.ones(1, 2, 20), torch.tensor([0.5]), given, context).value
+    assert bool(answer.isfinite().all())
+
+
+def test_pieces_of_the_places_are_the_whole(monkeypatch, gathered):
     model, (x, t, given) = model_of(), case()
     whole = model(x, t, given).value
     monkeypatch.setattr(local_attention, "HELD", 3 * 8 * 32 * 3)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from pointillist.layers.attention import check_heads
 from pointillist.layers.coordinates import in_float32
 from pointillist.layers.cross_attention import Keys, inverse_softplus
+from pointillist.layers.curve import curve_index
 from pointillist.layers.fused import Fused
 from pointillist.layers.neighbours import Neighbours
 from pointillist.layers.norm import RMSNorm
@@ -32,16 +33,23 @@ Turn = Complex64[Tensor, "b 1 n half"]  # e^(i angle) for every place and pair o
 
 Sets = list[tuple[Tensor, Neighbours]]  # places `b m s` of points, and which of them are near
 
-DENSE = 640  # up to so many tokens, all pairs are faster than a gather on a CPU
+BLOCK = 64  # places that are answered together on a CPU
+FLAT = 1e5  # up to so many squared edges of extent, u is a difference of products in float32
 HELD = 1 << 25  # numbers gathered at once where no gradient is asked for
 
 
-class Dense(NamedTuple):
-    """The same pairs as a matrix: what is added to the scores, and factors of u."""
+class Blocks(NamedTuple):
+    """The same pairs, for blocks of places that lie together: matrices, and no gather of pairs.
 
-    fade: Float[Tensor, "b 1 k n"]  # log((1 - u)^2), -inf where no neighbour is; the null last
-    query: Float[Tensor, "b 1 k f"]
-    key: Float[Tensor, "b 1 n f"]
+    Every block has the tokens that are near any of its places, in a row of `token`.
+    """
+
+    order: Int[Tensor, "b slots"] | None  # the place in every slot of the blocks; None: as they are
+    slot: Int[Tensor, "b k"] | None  # where each place is in that order
+    token: Int[Tensor, "blocks n"]  # of its sample
+    fade: Float[Tensor, "blocks 1 t m"]  # log((1 - u)^2), -inf where no neighbour is; the null last
+    query: Float[Tensor, "blocks 1 t f"]  # factors of u
+    key: Float[Tensor, "blocks 1 m f"]
 
 
 class Pairs(NamedTuple):
@@ -49,7 +57,7 @@ class Pairs(NamedTuple):
 
     index: Int[Tensor, "b k n"]  # type: ignore[assignment]
     far: Float[Tensor, "b k n"]  # u, 1 where no neighbour is
-    dense: Dense | None
+    blocks: Blocks | None
 
     @property
     def fade(self) -> Float[Tensor, "b k n"]:
@@ -82,65 +90,85 @@ def pairs_of(
     metric: tuple[float, ...] = (),
 ) -> Pairs:
     """One table of the neighbours in several sets of points, whose tokens follow one another."""
-    query = scale_by(query.double(), metric)
+    scaled = scale_by(query.double(), metric)
     b, k = query.shape[:2]
     index = [torch.zeros(b, k, 0, dtype=torch.long, device=query.device)]
     far, first = [torch.zeros(b, k, 0, device=query.device)], 0
     for points, near in sets:
         places = scale_by(points.double(), metric)
-        there = _rows(places, near.index)
-        square = (there - query[:, :, None]).square().sum(-1)
+        square = (_rows(places, near.index) - scaled[:, :, None]).square().sum(-1)
         u = square / near.edge.double().square().clamp(min=1e-24)[..., None]
         # A distance that float32 takes for the edge itself is one of no weight.
         far.append(torch.where(near.valid, u.float().clamp(max=1), 1.0))
         index.append(near.index + first)
         first += points.shape[1]
-    found, distance = torch.cat(index, -1), torch.cat(far, -1)
-    pairs = Pairs(found, distance, None)
-    if query.device.type != "cpu" or first > DENSE:
+    pairs = Pairs(torch.cat(index, -1), torch.cat(far, -1), None)
+    if query.device.type != "cpu" or first == 0:  # how many tokens a block has would halt a GPU
         return pairs
-    return pairs._replace(dense=_dense(query, sets, pairs, first, metric))
+    return pairs._replace(blocks=_blocks(query, sets, pairs, metric))
 
 
-def _dense(
-    query: Float[Tensor, "b k s"],
-    sets: Sets,
-    pairs: Pairs,
-    count: int,
-    metric: tuple[float, ...],
-) -> Dense | None:
-    """None where neighbourhoods are so small that |a|^2 - 2 a b + |b|^2 is no u in float32."""
-    if any(bool((near.edge < 0.01).any()) for _, near in sets):
+def _blocks(
+    query: Float[Tensor, "b k s"], sets: Sets, pairs: Pairs, metric: tuple[float, ...]
+) -> Blocks | None:
+    """None where places of a block lie so much farther apart than its edges that u is no u."""
+    b, k = query.shape[:2]
+    count = sum(points.shape[1] for points, _ in sets)
+    order, slot, size = None, None, k
+    found, fade, at = pairs.index, pairs.fade, scale_by(query.double(), metric)
+    edges = torch.stack([near.edge.double() for _, near in sets], -1)
+    if k > 2 * BLOCK:
+        size = BLOCK
+        cell = ((query.double() + 1) * 2**15).floor().long().clamp(0, 2**16 - 1)
+        order = curve_index(cell, 16, "hilbert").argsort(dim=1)
+        slot = order.argsort(dim=1)
+        order = torch.cat((order, order[:, -1:].expand(-1, -k % size)), 1)
+        found, fade, at, edges = (_rows(part, order) for part in (found, fade, at, edges))
+    found, fade, at, edges = (
+        part.unflatten(1, (-1, size)).flatten(0, 1) for part in (found, fade, at, edges)
+    )
+    # The tokens of a block: its pairs in order of their tokens, those of no neighbour behind.
+    meant = found.masked_fill(fade.isinf(), count).flatten(1)
+    ordered, place = meant.sort(dim=1)
+    new = ordered.diff(dim=1, prepend=torch.full_like(ordered[:, :1], -1)) > 0
+    new &= ordered < count
+    n = max(int(new.sum(1).max()), 1)
+    rank = torch.where(ordered < count, new.cumsum(1) - 1, n)
+    token = torch.zeros(len(rank), n + 1, dtype=torch.long).scatter_(1, rank, ordered)[:, :n]
+    column = torch.empty_like(rank).scatter_(1, place, rank).view_as(found)
+    matrix = torch.full((*found.shape[:2], n + 1), -torch.inf)
+    matrix.scatter_reduce_(2, column, fade, "amax")
+    matrix[..., -1] = 0
+    # u = (|a|^2 - 2 a b + |b|^2)/edge^2 with a, b from the middle of the block; a set each.
+    every = torch.cat([scale_by(points.double(), metric) for points, _ in sets], 1)
+    which = torch.cat([torch.full((p.shape[1],), i) for i, (p, _) in enumerate(sets)])
+    middle = at.mean(1, keepdim=True)
+    there = _rows(every, token.reshape(b, -1)).view(len(token), n, -1) - middle
+    at = at - middle
+    # A row of fewer tokens is filled up with the first one, which may lie anywhere.
+    real = (matrix[..., :-1] > -torch.inf).any(1)
+    there = there * real[..., None]
+    here, square = at.square().sum(-1, keepdim=True), there.square().sum(-1, keepdim=True)
+    narrow = edges.flatten(1).amin(1).clamp(min=1e-12).square()
+    if bool((torch.maximum(here.amax((1, 2)), square.amax((1, 2))) > FLAT * narrow).any()):
         return None
-    b, k, s = query.shape
-    fade = torch.full((b, k, count + 1), -torch.inf, device=query.device)
-    fade.scatter_reduce_(2, pairs.index, pairs.fade, "amax")
-    fade[:, :, -1] = 0
-    width = s + 2
-    left = query.new_zeros(b, k, width * len(sets))
-    right = query.new_zeros(b, count + 1, width * len(sets))
-    first = 0
-    for i, (points, near) in enumerate(sets):
-        places = scale_by(points.double(), metric)
-        part = slice(i * width, (i + 1) * width)
-        squares = query.square().sum(-1, keepdim=True)
-        ones = torch.ones_like(squares)
-        left[:, :, part] = (
-            torch.cat((ones, -2 * query, squares), -1) / near.edge.double()[..., None].square()
-        )
-        right[:, first : first + points.shape[1], part] = torch.cat(
-            (places.square().sum(-1, keepdim=True), places, torch.ones_like(places[..., :1])), -1
-        )
-        first += points.shape[1]
-    return Dense(fade[:, None], left.float()[:, None], right.float()[:, None])
+    left = torch.cat((torch.ones_like(here), -2 * at, here), -1)
+    right = torch.cat((square, there, torch.ones_like(square)), -1)
+    own = F.one_hot(which[token], len(sets)).double()
+    left = (left[..., None, :] / edges[..., None].square()).flatten(-2)
+    right = F.pad((right[..., None, :] * own[..., None]).flatten(-2), (0, 0, 0, 1))
+    return Blocks(order, slot, token, matrix[:, None], left.float()[:, None],
+                  right.float()[:, None])  # fmt: skip
 
 
-def _rows(tokens: Tensor, index: Int[Tensor, "b k n"]) -> Tensor:
-    """Rows `b k n d` of tokens `b m d`."""
+def _rows(tokens: Tensor, index: Int[Tensor, "b ..."]) -> Tensor:
+    """Rows `b *places d` of tokens `b m d`."""
     if tokens.shape[1] == 0:  # none is meant
         return tokens.new_zeros(*index.shape, tokens.shape[2])
-    first = torch.arange(index.shape[0], device=index.device)[:, None, None] * tokens.shape[1]
-    return tokens.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, -1)
+    flat = index.flatten(1)
+    first = torch.arange(len(flat), device=index.device)[:, None] * tokens.shape[1]
+    rows = tokens.flatten(0, 1).index_select(0, (flat + first).flatten())
+    return rows.view(*index.shape, tokens.shape[2])
 
 
 class LocalAttention(nn.Module):
@@ -179,8 +207,8 @@ class LocalAttention(nn.Module):
         with in_float32(x):
             turned = rotate(q, turn)
             k, v = keys.k.float(), keys.v.float()
-            if pairs.dense is not None:
-                mixed, none = self._all_pairs(turned, null, k, v, pairs.dense)
+            if pairs.blocks is not None:
+                mixed, none = self._in_blocks(turned, null, k, v, pairs.blocks)
             else:
                 mixed, none = self._gathered(turned, null, k, v, pairs)
             mixed = rotate(mixed, turn.conj()) + none * self.null_value[:, None]
@@ -200,25 +228,39 @@ class LocalAttention(nn.Module):
         q = self.norm_q(q).float() * q.shape[-1] ** -0.5
         return q, (q * self.null_key[:, None]).sum(-1, keepdim=True)
 
-    def _all_pairs(
-        self, q: Tensor, null: Tensor, k: Tensor, v: Tensor, dense: Dense
+    def _in_blocks(
+        self, q: Tensor, null: Tensor, k: Tensor, v: Tensor, blocks: Blocks
     ) -> tuple[Tensor, Tensor]:
         """By factors: softplus(s) u is a product of few channels, appended to queries and keys.
 
         One more channel holds the score of the null in queries and keys, its weight in values.
         """
-        b, h, e = q.shape[0], self.heads, q.shape[-1]
-        own = torch.zeros(k.shape[2] + 1, 1)
+        (b, h, _, e), (count, _, size, tokens) = q.shape, blocks.fade.shape
+        left = rearrange(torch.cat((q, null), -1), "b h k e -> b k (h e)")
+        if blocks.order is not None:
+            left = _rows(left, blocks.order)
+        left = rearrange(left, "b (x t) (h e) -> (b x) h t e", t=size, h=h)
+        token = blocks.token.reshape(b, -1)
+        k, v = (
+            rearrange(_rows(rearrange(part, "b h m e -> b m (h e)"), token),
+                      "b (x n) (h e) -> (b x) h n e", x=count // b, h=h)
+            for part in (k, v)
+        )  # fmt: skip
+        own = torch.zeros(tokens, 1)
         own[-1] = 1
-        own = own.expand(b, h, -1, -1)
+        own = own.expand(count, h, -1, -1)
         slope = -F.softplus(self.scale)[:, None, None]
-        left = torch.cat((q, null, slope * dense.query), -1)
-        right = torch.cat((F.pad(k, (0, 0, 0, 1)), own, dense.key.expand(-1, h, -1, -1)), -1)
+        left = torch.cat((left, slope * blocks.query), -1)
+        right = torch.cat((F.pad(k, (0, 0, 0, 1)), own, blocks.key.expand(-1, h, -1, -1)), -1)
         value = torch.cat((F.pad(v, (0, 0, 0, 1)), own), -1)
         value = F.pad(value, (0, left.shape[-1] - value.shape[-1]))
-        mask = dense.fade.expand(-1, h, -1, -1)
+        mask = blocks.fade.expand(-1, h, -1, -1)
         mixed = F.scaled_dot_product_attention(left, right, value, attn_mask=mask, scale=1.0)
-        return mixed[..., :e].contiguous(), mixed[..., e : e + 1]
+        mixed = rearrange(mixed[..., : e + 1], "(b x) h t e -> b (x t) (h e)", b=b)
+        if blocks.slot is not None:
+            mixed = _rows(mixed, blocks.slot)
+        mixed = rearrange(mixed, "b k (h e) -> b h k e", h=h)
+        return mixed[..., :e].contiguous(), mixed[..., e:]
 
     def _gathered(
         self, q: Tensor, null: Tensor, k: Tensor, v: Tensor, pairs: Pairs
