@@ -1,9 +1,9 @@
 """Published implementations, number by number: one test for every stored case.
 
 POINTILLIST_PARITY names the folder of cases (default: shared/parity beside the project). A case is
-built from its config.json alone. Cases of PixNerd, PixNerDiT and its space-filling curves are
-matched (`REQUIRED`) or left out for a reason (`LEFT_OUT`). Elsewhere an unknown family, or an
-option of a known one that is not built, is skipped as "not built yet", with the reason.
+built from its config.json alone. Cases of what is built (`ACCOUNTED`) are matched (`REQUIRED`) or
+left out for a reason (`LEFT_OUT`). Elsewhere an unknown family, or an option of a known one that is
+not built, is skipped as "not built yet", with the reason.
 """
 
 import functools
@@ -242,7 +242,8 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
 }  # fmt: skip
 
 
-ACCOUNTED = ("pixnerd_", "pixnerdit_", "sfc_")
+ACCOUNTED = ("pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
+             "sched_ddim", "sched_ddpm", "sched_dpmpp2m")  # fmt: skip
 REQUIRED = {
     "pixnerd_c2i_square", "pixnerd_c2i_rect",
     "pixnerd_loss_lognorm", "pixnerd_loss_uniform_shift", "pixnerd_loss_repa",
@@ -255,11 +256,33 @@ REQUIRED = {
     "sfc_tokenizer_hilbert", "sfc_tokenizer_zorder", "sfc_tokenizer_dense_unified",
     "sfc_tokenizer_fixed_tokenmlp", "sfc_tokenizer_empty",
     "sfc_cross_plain", "sfc_cross_spatial", "sfc_cross_spatial_nocoords",
+    "asf_perceiver_io",
+    "mamba_selective_scan", "mamba_selective_scan_constBC", "mamba_selective_scan_groups",
+    "mamba1_block", "mamba1_block_bias", "mamba2_ssd_minimal", "mamba2_ssd_minimal_init",
+    "kdiff_euler", "kdiff_heun", "kdiff_lms", "kdiff_dpmpp_2m", "kdiff_dpmpp_2s_eta0",
+    "kdiff_dpmpp_2m_sde", "kdiff_dpmpp_2s_ancestral", "kdiff_euler_ancestral", "kdiff_heun_churn",
+    "kdiff_sigma_schedules",
+    "sched_ddim", "sched_ddim_eta_v_trailing", "sched_ddpm", "sched_ddpm_large_sample",
+    "sched_dpmpp2m_eps", "sched_dpmpp2m_sde",
 }  # fmt: skip
 TEXTS = "a model of texts; PixNerd is built in its class form"
 PERCEIVER = ("the published perceiver mode fails on a keyword, and takes noisy pixels for observed "
              "ones where there is no mask; the perceiver here is another")  # fmt: skip
+GLOBAL = ("its local attention is a mean of the neighbours and attention among all queries; the one "
+          "here is local")  # fmt: skip
+FIXED = ("its state space has a fixed step and no input that selects, and takes time and memory "
+         "quadratic in the points; the one here is Mamba's")  # fmt: skip
 LEFT_OUT = {
+    "asf_local_implicit": GLOBAL,
+    "asf_local_implicit_empty_neighbourhood": GLOBAL,
+    **dict.fromkeys(
+        ("asf_mamba_notebook", "asf_mamba_v1", "asf_mamba_v2_bidirectional",
+         "asf_mamba_v3_morton_grid", "asf_mamba_v3_sparse", "asf_ssm_block_fast",
+         "asf_ssm_block_loop"), FIXED),
+    "asf_transformer_v4": "attention of everything to everything, which no model on sets here has",
+    "asf_sampler_heun": "recorded around a network that is left out",
+    "asf_sampler_ddim": "it adds noise that no drift takes away (tests/test_published_faults.py)",
+    "asf_sampler_sde": "it adds noise that no drift takes away (tests/test_published_faults.py)",
     "pixnerd_t2i": TEXTS,
     "pixnerd_t2i_rect": TEXTS,
     "pixnerd_t2i_heavydecoder": TEXTS,
@@ -297,7 +320,7 @@ def test_parity(name: str) -> None:
 
 
 @pytest.mark.skipif(not CASES, reason=NONE.kwargs["reason"])
-def test_every_case_of_pixnerd_and_its_curves_is_required_or_left_out() -> None:
+def test_every_case_of_what_is_built_is_required_or_left_out() -> None:
     assert not REQUIRED & set(LEFT_OUT)
     assert {name for name in CASES if name.startswith(ACCOUNTED)} == REQUIRED | set(LEFT_OUT)
 
