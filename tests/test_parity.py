@@ -268,8 +268,8 @@ REQUIRED = {
 TEXTS = "a model of texts; PixNerd is built in its class form"
 PERCEIVER = ("the published perceiver mode fails on a keyword, and takes noisy pixels for observed "
              "ones where there is no mask; the perceiver here is another")  # fmt: skip
-GLOBAL = ("its local attention is a mean of the neighbours and attention among all queries; the one "
-          "here is local")  # fmt: skip
+GLOBAL = ("its local attention is a mean of the neighbours, then attention among all queries; the "
+          "one here is local")  # fmt: skip
 FIXED = ("its state space has a fixed step and no input that selects, and takes time and memory "
          "quadratic in the points; the one here is Mamba's")  # fmt: skip
 LEFT_OUT = {
