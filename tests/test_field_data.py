@@ -81,8 +81,33 @@ def test_crops_go_round_a_periodic_axis_and_statistics_leave_the_hold_out(tmp_pa
 
 def test_a_meridian_that_is_there_twice_is_left_out(tmp_path):
     lon = np.arange(15.0, 376, 15)
-    path = written(tmp_path, ("lon",), temp=np.sin(lon), temp__lon=lon)
+    path = written(tmp_path, ("lon",), temp=np.sin(np.radians(lon)), temp__lon=lon)
     assert data(path, (6,), axes=[{"name": "lon", "period": 360}]).open("train").x.shape == (24,)
+
+
+def test_a_meridian_that_only_seems_to_be_there_twice_is_refused(tmp_path):
+    lon = np.arange(0.0, 361, 15)
+    path = written(tmp_path, ("lon",), temp=lon, temp__lon=lon)
+    with pytest.raises(InputError, match="lon comes round after 360, but its last"):
+        data(path, (6,), axes=[{"name": "lon", "period": 360}]).open("train")
+
+
+def test_bounds_of_a_hold_out_are_meant_though_the_file_has_float32(tmp_path):
+    ticks = np.arange(0, 2, 0.1, dtype=np.float32)
+    path = written(tmp_path, ("lon",), temp=np.sin(ticks), temp__lon=ticks)
+    config = data(path, (3,), axes=[], low=0.8, high=1.2)
+    assert len(np.unique(config.open("test").corners)) == 3  # of five cells, in crops of three
+
+
+def test_damaged_archives_are_one_sentence(tmp_path):
+    path = tmp_path / "field.npz"
+    ticks = {f"temp__{name}": TICKS[name] for name in ("depth", "lat", "lon")}
+    np.savez_compressed(path, temp=np.random.default_rng(0).normal(size=(6, 11, 24)), **ticks)
+    whole = path.read_bytes()
+    for at in (60, 120, 200, len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 8]) + whole[at + 8 :])
+        with pytest.raises(InputError, match="field.npz|data.variable"):
+            data(path).open("train")
 
 
 def test_an_axis_that_falls_is_turned(tmp_path):

@@ -1,5 +1,7 @@
 """Local attention: what is near counts, what is far does not at all, and nothing jumps."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from pointillist.layers import local_attention
 from pointillist.layers.local_attention import LocalAttention, pairs_of, turn_of
 from pointillist.layers.neighbours import neighbours
 from pointillist.layers.observations import centres
-from pointillist.models import LocalConfig, Network
+from pointillist.models import HybridConfig, LocalConfig, Network
 from pointillist.models.tiles import in_tiles
 from pointillist.types import Given, InputError
 
@@ -202,8 +204,36 @@ def test_tiles_are_the_whole():
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["blocks", "gathered"])
+@pytest.mark.parametrize("config", [LocalConfig, HybridConfig])
+def test_a_context_made_of_nothing_serves_a_batch(config, way, request):
+    if way == "gathered":
+        request.getfixturevalue(way)
+    network = Network(config(width=32, depth=2, heads=2).build(spec_of((16, 16))))
+    for p in network.model.parameters():
+        nn.init.normal_(p, std=0.1)
+    draw = Draw(3, torch.arange(3))
+    x, t = draw.normal("x", (2, 16, 16)), draw.uniform("t")
+    with torch.no_grad():
+        shared = network(x, t, Given(), network.condition(Given(), (16, 16))).value
+        torch.testing.assert_close(shared, network(x, t, Given()).value, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_nothing_to_look_at_and_places_that_coincide_are_answered():
+    x, t, given = case()
+    alone = model_of(mixing=0)(x, t, Given(where=given.where)).value
+    assert bool(alone.isfinite().all()) and alone.std() > 0
+    where = torch.full((3, 20, 2), 0.25)
+    for observed in (Given(where=where), Given(where=where, at=where[:, :9], value=given.value)):
+        answer = model_of(neighbours=4, mixing=12)(x, t, observed).value
+        assert bool(answer.isfinite().all())
+
+
 def test_bad_configurations_are_refused():
     for fields, message in (
+        ({"radius": math.nan}, "model.radius is nan"),
+        ({"metric": (1.0, math.inf)}, "model.metric is"),
         ({"radius": 0.0}, "model.radius is 0.0"),
         ({"neighbours": 0}, "model.neighbours is 0"),
         ({"mixing": -1}, "model.mixing is -1"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pointillist.consistent import Consistency
 from pointillist.guidance import GuidanceConfig, label_number
-from pointillist.types import InputError, config
+from pointillist.types import InputError, Spec, config
 
 
 @config
@@ -130,14 +130,18 @@ def places_of(where: Any, count: int, axes: int) -> Float[Tensor, "b k s"] | Non
     return where.expand(count, -1, -1)
 
 
-def state_size(
-    ask: Ask, trained: tuple[int, ...], places: Float[Tensor, "b k s"] | None
-) -> tuple[int, ...]:
+def state_size(ask: Ask, spec: Spec, places: Float[Tensor, "b k s"] | None) -> tuple[int, ...]:
     """The state's axes of space: those of a grid, or one of all places that are asked for."""
+    trained = spec.size
     if places is not None:
         if ask.size is not None:
             raise InputError("size and where are both given; ask for a grid or for places")
         return (places.shape[1],)
+    if spec.placed:
+        raise InputError(
+            "where is not given, and the run is of a field with coordinates of its own; give the "
+            "places that are asked, in these mapped to [-1, 1] (`spec.to_unit`)"
+        )
     size = tuple(ask.size or trained)
     if len(size) != len(trained):
         shown = "x".join(map(str, size))

@@ -263,7 +263,7 @@ class Trained:
                 "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
                 "this version does not sample; call the network itself (`pt.load(RUN).network`)"
             )
-        size = state_size(ask, self.spec.size, places)
+        size = state_size(ask, self.spec, places)
         if places is not None:
             check_places(places, self.network, self.run.objective)
         if ask.count < 1 or ask.batch < 1:

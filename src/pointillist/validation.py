@@ -55,10 +55,13 @@ def at_places(batch: Batch, task: TaskBase | None) -> HeldOut:
 
 
 def validation_noise(
-    objective: Interpolant, index: Int[Tensor, " b"], size: tuple[int, ...]
+    objective: Interpolant,
+    index: Int[Tensor, " b"],
+    size: tuple[int, ...],
+    where: Float[Tensor, "b k s"] | None = None,
 ) -> State:
     """Noise that belongs to the number of the held-out sample, the same in every run."""
-    return objective.noise(Draw(0, index), size, "validation")
+    return objective.noise(Draw(0, index), size, "validation", where)
 
 
 def held_out_observed(task: TaskBase, x: State, first: int = 0) -> HeldOut:
@@ -106,7 +109,6 @@ def velocity_errors(
     places = torch.zeros(x.shape[0], dtype=torch.long)
     for index in torch.arange(x.shape[0]).split(batch):
         part = x[index].to(network.device)
-        eps = validation_noise(objective, first + index, tuple(part.shape[1:])).to(part.device)
         given = Given(label=None if label is None else label[index].to(part.device))
         hidden = torch.ones_like(part[:, :1], dtype=torch.bool)
         if observed is not None:
@@ -114,6 +116,8 @@ def velocity_errors(
             shown = (v[index].to(part.device) if isinstance(v, Tensor) else v
                      for v in observed.given)  # fmt: skip
             given = Given(*shown)._replace(label=given.label)
+        numbers, shape = first + index, tuple(part.shape[1:])
+        eps = validation_noise(objective, numbers, shape, given.where).to(part.device)
         # Encoded once for all times.
         context = network.condition(given, tuple(part.shape[2:]))
         places[index] = hidden.flatten(1).sum(1).cpu()

@@ -38,10 +38,10 @@ class FieldAxisConfig:
     high: float | None = None
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or self.period < 0:
+        if not (0 < self.scale < math.inf and 0 <= self.period < math.inf):
             raise InputError(
                 f"data.axes {self.name} has scale {self.scale:g} and period {self.period:g}; a "
-                f"scale is above 0, a period 0 or more"
+                f"scale is above 0, a period 0 or more, and both are finite"
             )
         if self.period and (self.transform == "log" or (self.low, self.high) != (None, None)):
             raise InputError(
@@ -135,6 +135,12 @@ class FieldConfig:
         for number, (name, crop) in enumerate(zip(names, self.crop, strict=True)):
             told, ticks = known.get(name, FieldAxisConfig(name=name)), field.ticks[name]
             if told.period and math.isclose(np.ptp(ticks), told.period, rel_tol=1e-6):
+                first, last = field.x.take(0, number), field.x.take(-1, number)
+                if not np.allclose(first, last, atol=1e-5, equal_nan=True):
+                    raise InputError(
+                        f"{field.path}: {name} comes round after {told.period:g}, but its last "
+                        f"cells are not the first again; leave the last ones out of the file"
+                    )
                 field = field.without_last(number)
                 ticks = field.ticks[name]
             axes.append(_axis(told, ticks, crop))
@@ -246,7 +252,10 @@ def _inside(holdout: HoldoutConfig, axis: Axis, ticks: np.ndarray) -> np.ndarray
     span, beyond = holdout.high - holdout.low, ticks - holdout.low
     if axis.periodic:
         beyond = beyond % (axis.high - axis.low)
-    held = (beyond >= 0) & (beyond <= span)
+    slack = 1e-6 * (axis.high - axis.low)  # coordinates may be stored in float32
+    held = (beyond >= -slack) & (beyond <= span + slack)
+    if axis.periodic:
+        held |= beyond >= axis.high - axis.low - slack
     if not held.any() or held.all():
         raise InputError(
             f"data.holdout is {axis.name} from {holdout.low:g} to {holdout.high:g}, which holds "

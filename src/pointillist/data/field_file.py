@@ -1,12 +1,18 @@
 """A field as its .npz file has it, checked: the array and the coordinates of each of its axes."""
 
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pointillist.types import InputError
+
+# What numpy raises for an archive that is cut or damaged, its headers among it.
+UNREADABLE = (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error,
+              tokenize.TokenError)  # fmt: skip
 
 
 class FieldFile(NamedTuple):
@@ -40,7 +46,7 @@ def read_field(path: Path, variable: str) -> FieldFile:
             x = file[variable]
             begin = f"{variable}__"
             ticks = {n.removeprefix(begin): file[n] for n in file.files if n.startswith(begin)}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as plain arrays ({error}); save it with "
@@ -51,7 +57,8 @@ def read_field(path: Path, variable: str) -> FieldFile:
     if len(ticks) != x.ndim:
         raise InputError(f"{what} has {x.ndim} axes and the coordinates {', '.join(ticks) or '-'}; "
                          f"put one array {begin}<axis> an axis beside it")  # fmt: skip
-    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and told so below
+        x = x.astype(np.float32)
     if np.isinf(x).any():
         raise InputError(f"{what} holds infinite values; mark what is missing by NaN")
     if np.isnan(x).all():

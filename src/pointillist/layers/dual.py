@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointillist.layers.coordinates import in_float32
+from pointillist.types import InputError
 
 
 def dual_scan(
@@ -26,6 +27,8 @@ def dual_scan(
     exponential here is above 1. The state is float32 at least, and x holds the step already: x_t
     is dt_t times the input.
     """
+    if chunk < 1 or x.shape[1] < 1:
+        raise InputError(f"chunk is {chunk} of {x.shape[1]} steps; both are 1 or more")
     with in_float32(x):
         kept = torch.promote_types(x.dtype, torch.float32)
         length, q = x.shape[1], min(chunk, x.shape[1])

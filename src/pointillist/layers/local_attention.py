@@ -11,7 +11,7 @@ too (Miyato et al. 2310.10375), so that keys and values are those of relative pl
 fades to 0 at the edge, so an answer is continuous in its place although neighbours come and go.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -34,7 +34,7 @@ Turn = Complex64[Tensor, "b 1 n half"]  # e^(i angle) for every place and pair o
 Sets = list[tuple[Tensor, Neighbours]]  # places `b m s` of points, and which of them are near
 
 BLOCK = 64  # places that are answered together on a CPU
-FLAT = 1e5  # up to so many squared edges of extent, u is a difference of products in float32
+FLAT = 256  # up to so many squared edges of extent, u is a difference of products in float32
 HELD = 1 << 25  # numbers gathered at once where no gradient is asked for
 
 
@@ -59,10 +59,21 @@ class Pairs(NamedTuple):
     far: Float[Tensor, "b k n"]  # u, 1 where no neighbour is
     blocks: Blocks | None
 
-    @property
-    def fade(self) -> Float[Tensor, "b k n"]:
-        """log((1 - u)^2), -inf where no neighbour is."""
-        return 2 * torch.log1p(-self.far)
+    def expand(self, b: int) -> "Pairs":
+        """Those of one sample, for b that have the same places and points."""
+        if self.index.shape[0] == b:
+            return self
+        blocks = self.blocks
+        if blocks is not None:
+            repeated: Any = (None if part is None else part.repeat(b, *[1] * (part.dim() - 1))
+                             for part in blocks)  # fmt: skip
+            blocks = Blocks(*repeated)
+        return Pairs(self.index.expand(b, -1, -1), self.far.expand(b, -1, -1), blocks)
+
+
+def fade_of(far: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """log((1 - u)^2), -inf where no neighbour is."""
+    return 2 * torch.log1p(-far)
 
 
 def turn_of(
@@ -90,6 +101,26 @@ def pairs_of(
     metric: tuple[float, ...] = (),
 ) -> Pairs:
     """One table of the neighbours in several sets of points, whose tokens follow one another."""
+    pairs = Pairs(*_distances(query, sets, metric), None)
+    # How many tokens a block has would halt a GPU.
+    if query.device.type != "cpu" or not sum(points.shape[1] for points, _ in sets):
+        return pairs
+    return pairs._replace(blocks=_blocks(query, sets, pairs, metric))
+
+
+def far_of(
+    query: Float[Tensor, "b k s"],
+    points: Float[Tensor, "b m s"],
+    near: Neighbours,
+    metric: tuple[float, ...] = (),
+) -> Float[Tensor, "b k n"]:
+    """u of the neighbours in one set of points, 1 where none is."""
+    return _distances(query, [(points, near)], metric)[1]
+
+
+def _distances(
+    query: Float[Tensor, "b k s"], sets: Sets, metric: tuple[float, ...]
+) -> tuple[Int[Tensor, "b k n"], Float[Tensor, "b k n"]]:
     scaled = scale_by(query.double(), metric)
     b, k = query.shape[:2]
     index = [torch.zeros(b, k, 0, dtype=torch.long, device=query.device)]
@@ -102,10 +133,7 @@ def pairs_of(
         far.append(torch.where(near.valid, u.float().clamp(max=1), 1.0))
         index.append(near.index + first)
         first += points.shape[1]
-    pairs = Pairs(torch.cat(index, -1), torch.cat(far, -1), None)
-    if query.device.type != "cpu" or first == 0:  # how many tokens a block has would halt a GPU
-        return pairs
-    return pairs._replace(blocks=_blocks(query, sets, pairs, metric))
+    return torch.cat(index, -1), torch.cat(far, -1)
 
 
 def _blocks(
@@ -115,8 +143,8 @@ def _blocks(
     b, k = query.shape[:2]
     count = sum(points.shape[1] for points, _ in sets)
     order, slot, size = None, None, k
-    found, fade, at = pairs.index, pairs.fade, scale_by(query.double(), metric)
-    edges = torch.stack([near.edge.double() for _, near in sets], -1)
+    found, fade, at = pairs.index, fade_of(pairs.far), scale_by(query.double(), metric)
+    edges = torch.stack([near.edge.double().clamp(min=1e-12) for _, near in sets], -1)
     if k > 2 * BLOCK:
         size = BLOCK
         cell = ((query.double() + 1) * 2**15).floor().long().clamp(0, 2**16 - 1)
@@ -149,7 +177,7 @@ def _blocks(
     real = (matrix[..., :-1] > -torch.inf).any(1)
     there = there * real[..., None]
     here, square = at.square().sum(-1, keepdim=True), there.square().sum(-1, keepdim=True)
-    narrow = edges.flatten(1).amin(1).clamp(min=1e-12).square()
+    narrow = edges.flatten(1).amin(1).square()
     if bool((torch.maximum(here.amax((1, 2)), square.amax((1, 2))) > FLAT * narrow).any()):
         return None
     left = torch.cat((torch.ones_like(here), -2 * at, here), -1)
@@ -220,7 +248,7 @@ class LocalAttention(nn.Module):
         """The weights of every pair, and those of the null: together 1."""
         q, null = self._queries(x)
         k = _rows(rearrange(keys.k.float(), "b h m e -> b m (h e)"), pairs.index)
-        return self._weights(rotate(q, turn), null, k, pairs.far, pairs.fade)
+        return self._weights(rotate(q, turn), null, k, pairs.far)
 
     def _queries(self, x: Tensor) -> tuple[Float[Tensor, "b h k e"], Float[Tensor, "b h k 1"]]:
         """Queries over sqrt(e), and their score for the null, which lies nowhere."""
@@ -269,24 +297,22 @@ class LocalAttention(nn.Module):
         n = q.shape[2]
         step = n
         if not torch.is_grad_enabled():  # else all of it is kept anyway
-            step = max(1, HELD // (pairs.index[:, 0].numel() * k.shape[2]))
+            b, _, near = pairs.index.shape
+            step = max(1, HELD // max(1, b * near * k.shape[2]))
         mixed, none = [], []
         for part in (slice(start, start + step) for start in range(0, max(n, 1), step)):
             index, far = pairs.index[:, part], pairs.far[:, part]
-            weight, rest = self._weights(
-                q[:, :, part], null[:, :, part], _rows(k, index), far, pairs.fade[:, part]
-            )
+            weight, rest = self._weights(q[:, :, part], null[:, :, part], _rows(k, index), far)
             value = rearrange(_rows(v, index), "b k n (h e) -> b h k n e", h=self.heads)
             mixed.append(torch.einsum("bhkn,bhkne->bhke", weight, value))
             none.append(rest)
         return torch.cat(mixed, 2), torch.cat(none, 2)
 
-    def _weights(
-        self, q: Tensor, null: Tensor, k: Tensor, far: Tensor, fade: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _weights(self, q: Tensor, null: Tensor, k: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
         k = rearrange(k, "b k n (h e) -> b h k n e", h=self.heads)
         scores = torch.einsum("bhke,bhkne->bhkn", q, k)
-        scores = scores - F.softplus(self.scale)[:, None, None] * far[:, None] + fade[:, None]
+        scores = scores - F.softplus(self.scale)[:, None, None] * far[:, None]
+        scores = scores + fade_of(far)[:, None]
         weight = torch.softmax(torch.cat((scores, null), -1), -1)
         return weight[..., :-1], weight[..., -1:]
 

@@ -160,10 +160,14 @@ class BothWays(nn.Module):
         self.out = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, h: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None = None
+        self,
+        h: Float[Tensor, "b l d"],
+        valid: Bool[Tensor, "b l"] | None = None,
+        last: bool = False,
     ) -> Float[Tensor, "b l d"]:
-        if valid is None:
-            return self._mix(h, None)
+        """`last`: what is not valid lies at the end already, as in a `Sequence`."""
+        if valid is None or last:
+            return self._mix(h, valid)
         order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
         mixed = self._mix(taken(h, order), valid.gather(1, order))
         return taken(mixed, order.argsort(dim=1))

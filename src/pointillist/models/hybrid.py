@@ -63,7 +63,7 @@ class ScanBlock(nn.Module):
     ) -> Float[Tensor, "b k d"]:
         shift, scale, gate = self.modulation(c).chunk(3, -1)
         h = sequence.of(points, modulate(self.norm(x), shift, scale))
-        mixed = sequence.places(self.mix(h, sequence.there(h.shape[0])))
+        mixed = sequence.places(self.mix(h, sequence.there(h.shape[0]), last=True))
         return torch.addcmul(x, gate[:, None], mixed)
 
 
@@ -103,6 +103,7 @@ class Hybrid(local.Local):
     ) -> Prediction:
         if context is None:
             context = self.condition(given, tuple(xt.shape[2:]))
+        context = context._replace(near=context.near.expand(xt.shape[0]))
         x, c = self.enter(xt, t, context.near)
         for i, scan in enumerate(self.scans):
             x = self.step(i, x, c, context.near)

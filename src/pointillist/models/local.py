@@ -5,6 +5,7 @@ looks at observed points and, unless `mixing` is 0, at other places that are ask
 depends on nothing farther off than `depth` times `radius`, and its cost not on their number.
 """
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pointillist.layers.local_attention import (
     LocalAttention,
     Pairs,
     Turn,
+    far_of,
     interpolation,
     pairs_of,
     turn_of,
@@ -65,10 +67,14 @@ class LocalConfig:
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("mlp_ratio", "radius", "frequency_std", "time_scale"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
-        if any(factor <= 0 for factor in self.metric):
-            raise InputError(f"model.metric is {list(self.metric)}; its numbers are above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(
+                    f"model.{name} is {getattr(self, name)}; it must be above 0, and finite"
+                )
+        if not all(0 < factor < math.inf for factor in self.metric):
+            raise InputError(
+                f"model.metric is {list(self.metric)}; its numbers are above 0, and finite"
+            )
         check_heads(self.width, self.heads)
 
     def build(self, spec: Spec) -> "Local":
@@ -152,6 +158,21 @@ class Context(NamedTuple):
     told: tuple[Keys, ...] | None  # of the observed points, for every block
     pairs: Pairs
 
+    def expand(self, b: int) -> "Context":
+        """That of one sample, for b of which nothing is given that tells them apart."""
+        if self.guess.shape[0] == b:
+            return self
+        label, query, guess = (
+            None if v is None else v.expand(b, *v.shape[1:])
+            for v in (self.label, self.query, self.guess)
+        )
+        assert guess is not None
+        told = None
+        if self.told is not None:
+            told = tuple(Keys(*(part.expand(b, -1, -1, -1) for part in keys)) for keys in self.told)
+        turn = self.turn.expand(b, -1, -1, -1)
+        return Context(label, query, guess, turn, told, self.pairs.expand(b))
+
 
 class Local(nn.Module):
     """Queries at any places, observations anywhere, each seeing what is near."""
@@ -200,8 +221,7 @@ class Local(nn.Module):
             near = neighbours(where, at, valid, m.neighbours, m.radius, metric=m.metric)
             at, value, near = used(at, value, near)
             sets.append((at, near))
-            far = pairs_of(where, sets, m.metric).far
-            guess = interpolation(value, near, far)
+            guess = interpolation(value, near, far_of(where, at, near, m.metric))
             tokens, around = self.observed(self._told(value.mT, at)), self._turn(at)
             told = tuple(self._block(block).attention.keys(tokens, around) for block in self.blocks)
         if m.mixing:
@@ -224,6 +244,7 @@ class Local(nn.Module):
     ) -> Prediction:
         if context is None:
             context = self.condition(given, tuple(xt.shape[2:]))
+        context = context.expand(xt.shape[0])
         x, c = self.enter(xt, t, context)
         for i in range(len(self.blocks)):
             x = self.step(i, x, c, context)

@@ -4,6 +4,7 @@ Every block passes both ways, so that each place hears of every other at a cost 
 number of places, not with its square.
 """
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -48,8 +49,10 @@ class MambaConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 1 or more")
         for name in ("frequency_std", "time_scale"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(
+                    f"model.{name} is {getattr(self, name)}; it must be above 0, and finite"
+                )
 
     def build(self, spec: Spec) -> "MambaField":
         return MambaField(self, spec)
@@ -72,7 +75,7 @@ class Block(nn.Module):
         valid: Bool[Tensor, "b l"] | None,
     ) -> Float[Tensor, "b l d"]:
         shift, scale, gate = self.modulation(c).chunk(3, -1)
-        mixed = self.mix(modulated_norm(self.norm, h, shift, scale), valid)
+        mixed = self.mix(modulated_norm(self.norm, h, shift, scale), valid, last=True)
         # 1 + gate: with nothing but mixing in a block, none would be a network of no depth.
         return torch.addcmul(h, 1 + gate[:, None], mixed)
 

@@ -21,8 +21,9 @@ from pointillist.types import Estimate, InputError, State, Time, config
 class EDMConfig(VEConfig):
     """`ve`, seen and answered as EDM does, at its noises: log n is normal, of mean -1.2, std 1.2.
 
-    `sigma_data` is the standard deviation of the data. EDM's loss for 0.5 is loss.velocity=0
-    loss.x=4 loss.eps=1. `clamp` has nothing to bound: nothing is divided by a small sigma.
+    `sigma_data` is the standard deviation of the data. EDM's loss for 0.5, with noise_scale 1, is
+    loss.velocity=0 loss.x=4 loss.eps=1: set it, as the default weighs by the velocity. `clamp` has
+    nothing to bound: nothing is divided by a small sigma.
     """
 
     kind: Literal["edm"] = "edm"  # type: ignore[assignment]
