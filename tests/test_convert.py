@@ -404,7 +404,7 @@ def test_a_published_training_checkpoint_draws_as_published(name, tmp_path, monk
     trained = pt.load(tmp_path / "run")
     assert trained.run.train.ema == (arguments.ema_decay1,)
     noise = stored.io["in.noise_unit"]
-    monkeypatch.setattr(StraightConfig, "noise", lambda self, draw, shape, purpose:
+    monkeypatch.setattr(StraightConfig, "noise", lambda self, draw, shape, *rest:
                         noise * self.noise_strength(shape[1:]))  # fmt: skip
     found = trained.sample(
         3, label=stored.io["in.labels"].tolist(), sampler=arguments.sampling_method,
