@@ -14,6 +14,7 @@ from pointillist.describe import describe
 from pointillist.draws import Draw
 from pointillist.engine import checkpoint
 from pointillist.frozen import vision
+from pointillist.gradient import backward
 from pointillist.losses import align
 from pointillist.losses.align import (
     AlignConfig,
@@ -24,7 +25,6 @@ from pointillist.losses.align import (
 )  # fmt: skip
 from pointillist.models import Network
 from pointillist.run import Run
-from pointillist.train import backward
 from pointillist.types import InputError
 
 CPU = torch.device("cpu")

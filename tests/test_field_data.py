@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pointillist.data.loader import to_batch
 from pointillist.data.report import check, lines
 from pointillist.engine.log import read
+from pointillist.gradient import shown
 from pointillist.run import from_dict, to_dict
-from pointillist.train import shown, train
+from pointillist.train import train
 from pointillist.types import Axis, InputError
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"

@@ -20,7 +20,7 @@ ROWS = [
     {"convert", "sample", "validation", "describe"},
     {"evaluation"},
     {"reconstruct"},
-    {"monitor"},
+    {"monitor", "gradient"},
     {"train"},
     {"console", "doctor", "ablate"},
     {"demo"},

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pointillist.draws import Draw
 from pointillist.encoders import Encoder, GridConfig, SplatConfig
+from pointillist.gradient import backward
 from pointillist.guidance import network_field
 from pointillist.models import Network, PixNerdConfig, neural_field
 from pointillist.models.neural_field import _WrittenMLP, code_of, places
@@ -16,7 +17,6 @@ from pointillist.resolution import box_means, coarsen
 from pointillist.run import Run
 from pointillist.samplers import euler, time_grid
 from pointillist.tasks import HintsConfig
-from pointillist.train import backward
 from pointillist.types import Batch, Given, InputError
 
 from .awake import awake

@@ -5,11 +5,12 @@ import torch
 
 from pointillist.augment import AugmentConfig
 from pointillist.draws import Draw
+from pointillist.gradient import shown
 from pointillist.layers.observations import centres
 from pointillist.models import DiTConfig, Network
 from pointillist.run import Run
 from pointillist.tasks import BoxConfig, EverywhereConfig, RandomConfig, ScatterConfig
-from pointillist.train import check_places, shown
+from pointillist.train import check_places
 from pointillist.types import Batch, InputError
 
 from .contract.test_models import toy

@@ -15,6 +15,7 @@ from pointillist.draws import Draw
 from pointillist.encoders import GridConfig
 from pointillist.evaluation.check import check_run
 from pointillist.evaluation.plan import Plan
+from pointillist.gradient import backward
 from pointillist.known import check_known, known_of
 from pointillist.models import DiTConfig, Network
 from pointillist.resolution import box_means
@@ -29,7 +30,6 @@ from pointillist.tasks import (
     Task,
     UpscaleConfig,
 )
-from pointillist.train import backward
 from pointillist.types import Batch, Given, InputError
 
 from .contract.test_models import spec_of, toy

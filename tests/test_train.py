@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import pointillist as pt
+from pointillist import gradient
 from pointillist.data import EmojiConfig, collection
 from pointillist.data.loader import batches
 from pointillist.data.source import InMemory
@@ -122,13 +123,13 @@ def test_micro_batches_have_the_gradient_of_the_whole(micro_batch):
                 p.normal_(std=0.05)
     batch = next(batches(source, run.seed, 0, 32, 32))
 
-    def gradient(size: int) -> tuple[dict, list]:
+    def gradient_of(size: int) -> tuple[dict, list]:
         model.zero_grad(set_to_none=True)
-        terms = train_module.backward(run, Network(model), batch, torch.device("cpu"), size)
+        terms = gradient.backward(run, Network(model), batch, torch.device("cpu"), size)
         return terms, [p.grad.clone() for p in model.parameters()]
 
-    terms, whole = gradient(0)
-    again, parts = gradient(micro_batch)
+    terms, whole = gradient_of(0)
+    again, parts = gradient_of(micro_batch)
     assert float(again["loss"]) == pytest.approx(float(terms["loss"]), rel=1e-5)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -214,7 +215,7 @@ def test_other_numbers_of_workers_resume_the_same_run(tmp_path, monkeypatch, wor
 
 
 def test_steps_skipped_before_and_after_a_stop_are_counted_in_a_row(tmp_path, monkeypatch):
-    backward = train_module.backward
+    backward = gradient.backward
 
     def bad(run, network, batch, device, micro_batch=0, *beside):
         terms = backward(run, network, batch, device, micro_batch, *beside)
@@ -222,7 +223,7 @@ def test_steps_skipped_before_and_after_a_stop_are_counted_in_a_row(tmp_path, mo
             next(network.model.parameters()).grad.fill_(torch.nan)
         return terms
 
-    monkeypatch.setattr(train_module, "backward", bad)
+    monkeypatch.setattr(gradient, "backward", bad)
     with pytest.raises(KeyboardInterrupt):
         pt.train(toy("train.patience=3"), tmp_path, report=lambda e: _raise(e, 96))
     with pytest.raises(pt.InputError, match="not finite in 3 steps in a row at 128 images"):
@@ -341,7 +342,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(unbroken, tmp_path):
 
 
 def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeypatch):
-    backward = train_module.backward
+    backward = gradient.backward
     bad = {64, 96}
 
     def sometimes(run, network, batch, device, micro_batch=0, *beside):
@@ -350,7 +351,7 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeyp
             next(network.model.parameters()).grad.fill_(torch.nan)
         return terms
 
-    monkeypatch.setattr(train_module, "backward", sometimes)
+    monkeypatch.setattr(gradient, "backward", sometimes)
     pt.train(toy(), tmp_path / "a")
     skipped = [e for e in steps(tmp_path / "a") if e["event"] == "skipped"]
     assert [e["images"] for e in skipped] == [96, 128]
@@ -363,14 +364,14 @@ def test_non_finite_steps_are_skipped_counted_and_stop_the_run(tmp_path, monkeyp
 
 
 def test_out_of_memory_names_a_batch_that_was_seen_to_fit(tmp_path, monkeypatch):
-    backward = train_module.backward
+    backward = gradient.backward
 
     def small(run, network, batch, device, micro_batch=0, *beside):
         if (micro_batch or run.train.micro_batch or batch.x.shape[0]) > 9:
             raise torch.OutOfMemoryError("no")
         return backward(run, network, batch, device, micro_batch, *beside)
 
-    monkeypatch.setattr(train_module, "backward", small)
+    monkeypatch.setattr(gradient, "backward", small)
     with pytest.raises(pt.InputError, match="train.micro_batch=8 does, with the same result"):
         pt.train(toy(), tmp_path / "a")
     pt.train(toy("train.micro_batch=8"), tmp_path / "b")

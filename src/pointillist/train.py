@@ -1,32 +1,28 @@
 """Training: one loop that can be read from top to bottom."""
 
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from pointillist.data.loader import batches
 from pointillist.data.report import Refused
 from pointillist.describe import describe, refuse_too_large
-from pointillist.draws import Draw, purpose_word
-from pointillist.engine.device import autocast, free_memory, is_out_of_memory, pick_device
+from pointillist.engine.device import free_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate, moments
+from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
+from pointillist.gradient import advice, attempt
 from pointillist.layers.fused import hidden_weights
-from pointillist.losses import criterion
-from pointillist.losses.align import Alignment, Taught, build_alignment
+from pointillist.losses.align import Taught, build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
-from pointillist.resolution import coarsen, moved
 from pointillist.run import Run, to_dict
 from pointillist.runfolder import (
     State,
@@ -39,7 +35,7 @@ from pointillist.runfolder import (
 )
 from pointillist.sample import Trained
 from pointillist.snapshots import drop_later_snapshots, save_snapshot
-from pointillist.types import Batch, Given, InputError, Prediction
+from pointillist.types import InputError
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -197,166 +193,6 @@ def check_places(run: Run, network: Network) -> None:
             f"task.places.kind is {run.task.places.kind}, but model {network.name} answers on "
             f"whole grids only; set task.places.kind=everywhere"
         )
-
-
-# One step.
-
-
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in parts of at most `size` samples."""
-    for first in range(0, batch.x.shape[0], size):
-        yield batch.part(slice(first, first + size))
-
-
-def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tuple[Batch, Given]]:
-    """The batch in portions of at most `size`, augmented, with what the task shows of each."""
-    for part in micro_batches(batch, size):
-        part = part.to(home)
-        draw = Draw(run.seed, part.index)
-        for some, given in run.task.parts(run.augment(part, draw), draw):
-            some = run.task.places.ask(some, Draw(run.seed, some.index))
-            yield some, given._replace(where=some.where)
-
-
-def backward(
-    run: Run,
-    network: Network,
-    batch: Batch,
-    device: torch.device,
-    micro_batch: int = 0,
-    alignment: Alignment | None = None,
-) -> dict[str, Tensor]:
-    """Gradients of the mean loss over the batch; returns the loss and its terms, on the device."""
-    size = batch.x.shape[0]
-    totals: dict[str, Tensor] = {}
-    first = int(batch.index[0])
-    if alignment is not None and not alignment.config.due(first):
-        alignment = None
-    # Draws are made where the network is; MPS lacks the float64 that they need.
-    home = torch.device("cpu") if device.type == "mps" else device
-    # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
-    torch.manual_seed((run.seed ^ purpose_word("dropout")) + first)
-    asked = rendering(run, network, first)
-    for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
-        draw = Draw(run.seed, part.index)
-        t = run.objective.times(draw).to(device)
-        eps = run.objective.noise(draw, tuple(part.x.shape[1:]), where=part.where).to(device)
-        x = part.x.to(device)
-        if asked.offsets is not None:
-            x = moved(x, asked.offsets.to(device))
-        given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
-        xt = run.objective.mix(x, eps, t)
-        with autocast(device, run.train.precision):
-            taps = () if alignment is None else alignment.taps
-            answer = respond(run, network, xt, t, given, taps, asked)
-            aligned = None if alignment is None else alignment(answer.hidden[0], x)
-        guess = run.objective.read(answer.value.float(), xt, t)
-        truth = run.objective.target(x, eps, xt, t)
-        weight = None if part.weight is None else part.weight.to(device)
-        velocity = functools.partial(run.objective.velocity, t=t)
-        loss, terms = criterion(run.loss, guess, truth, weight, velocity, t=t, aligned=aligned)
-        (loss.sum() / size).backward()
-        for name, values in {"loss": loss, **terms}.items():
-            totals[name] = totals.get(name, 0) + values.detach().sum() / size
-    return totals
-
-
-class Rendering(NamedTuple):
-    """How a network that renders is asked in a step: the state `scale` times larger than what its
-    patches see, the rows and columns of a patch's cells moved by `offsets`, in cells.
-    """
-
-    scale: int = 1
-    offsets: Float[Tensor, "s e"] | None = None
-
-
-def rendering(run: Run, network: Network, first: int) -> Rendering:
-    """A function of the number of the step's first sample, hence the same in all micro-batches."""
-    takes = network.takes
-    if not takes.renders:
-        return Rendering()
-    draw, axes = Draw(run.seed, torch.tensor([first])), len(network.model.spec.size)  # type: ignore[arg-type]
-    scale = takes.renders[int(draw.below("render scale", len(takes.renders)))]
-    if draw.uniform("render moves") >= takes.jitter:
-        return Rendering(scale)
-    model: Any = network.model
-    edge = scale * model.config.patch_size
-    return Rendering(scale, draw.uniform("render jitter", (axes, edge))[0] - 0.5)
-
-
-def respond(
-    run: Run,
-    network: Network,
-    xt: Tensor,
-    t: Tensor,
-    given: Given,
-    taps: tuple[int, ...],
-    asked: Rendering,
-) -> Prediction:
-    """The network's answer; one that renders sees the state smaller by the scale that is asked."""
-    shown = run.objective.see(xt, t)
-    if not network.takes.renders:
-        return network(*shown, given, taps=taps)
-    coarse = shown
-    if asked.scale > 1:
-        coarse = run.objective.see(*coarsen(run.objective, xt, t, asked.scale))
-    jitter = None
-    if asked.offsets is not None:
-        mesh = torch.meshgrid(*asked.offsets.to(xt.device), indexing="ij")
-        jitter = torch.stack(mesh, -1).flatten(0, -2)
-    return network.render(*shown, *coarse, given, None, jitter, taps)
-
-
-def attempt(
-    run: Run,
-    network: Network,
-    batch: Batch,
-    device: torch.device,
-    micro_batch: int = 0,
-    alignment: Alignment | None = None,
-) -> dict[str, Tensor] | None:
-    """`backward`, or None where the memory does not suffice; what the failure held is let go."""
-    try:
-        return backward(run, network, batch, device, micro_batch, alignment)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
-
-
-def advice(
-    run: Run,
-    network: Network,
-    optimizer: Any,
-    batch: Batch,
-    device: torch.device,
-    alignment: Alignment | None = None,
-) -> str:
-    """What to do about too little memory: the largest half, quarter, ... that was seen to work."""
-    size = run.train.micro_batch or batch.x.shape[0]
-    fits = size // 2
-    while fits:
-        network.model.zero_grad(set_to_none=True)
-        part = batch.part(slice(fits))
-        if attempt(run, network, part, device, fits, alignment) is not None:
-            if room_for_moments(optimizer):
-                break
-        fits //= 2
-    what = f"{size} samples at once do not fit into the memory of {device}"
-    if not fits:
-        return f"{what}, nor does one; choose a smaller model or data.size"
-    return f"{what}; train.micro_batch={fits} does, with the same result"
-
-
-def room_for_moments(optimizer: Any) -> bool:
-    """Whether the optimizer's moments, which the first step makes, still find a place."""
-    try:
-        _ = [torch.empty_like(p) for p in moments(optimizer) if not optimizer.state]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
 
 
 def passed(before: int, now: int, every: int) -> bool:

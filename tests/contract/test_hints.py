@@ -5,13 +5,13 @@ import torch
 
 from pointillist.draws import Draw
 from pointillist.encoders import GridConfig
+from pointillist.gradient import backward
 from pointillist.layers.hints import HintPatches
 from pointillist.models import Network, PixelDiTConfig
 from pointillist.run import Run
 from pointillist.sample import Trained
 from pointillist.samplers import SAMPLERS, STOCHASTIC
 from pointillist.tasks import HintsConfig, show
-from pointillist.train import backward
 from pointillist.types import Batch, Given, InputError
 
 from .test_models import CONFIGS, SIZES, asked, spec_of, toy
