@@ -17,6 +17,7 @@ import time
 import torch
 from record import record
 
+from pointillist.engine.device import keep_freed_memory
 from pointillist.models import LocalConfig, MambaConfig, Network
 from pointillist.types import Given, Spec, grid_axes
 
@@ -36,6 +37,7 @@ def network(name: str, places: int) -> Network:
 
 def one(name: str, places: int) -> dict[str, float]:
     """Seconds (the best of three) of finding neighbours and of a forward, and MiB at the peak."""
+    keep_freed_memory()  # as the command does
     torch.manual_seed(0)
     model = network(name, places)
     where, at = (torch.rand(1, n, 2) * 2 - 1 for n in (places, places // 5))

@@ -10,7 +10,7 @@ parameters) and 2.1 (a state space, 28.6 M). Bfloat16 is timed where the process
 import torch
 from record import alternate, record
 
-from pointillist.engine.device import autocast
+from pointillist.engine.device import autocast, keep_freed_memory
 from pointillist.layers.observations import centres
 from pointillist.models import Backbone, LocalConfig, MambaConfig, Network
 from pointillist.types import Given, Spec, grid_axes
@@ -47,6 +47,7 @@ def step_of(config: Backbone, dtype: str):  # type: ignore[no-untyped-def]
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command does
     dtypes = ["float32"]
     with open("/proc/cpuinfo") as file:
         if "avx512_bf16" in file.read():

@@ -252,11 +252,12 @@ def _device(name: str | None) -> list[str]:
 
 def main() -> None:
     """The command: one sentence and exit 2 for the user's mistakes, 130 when interrupted."""
-    from pointillist.engine.device import is_out_of_memory
+    from pointillist.engine.device import is_out_of_memory, keep_freed_memory
     from pointillist.engine.session import Interrupted
 
     # A command that is terminated cleans up as one that is interrupted (training saves first).
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_freed_memory()
     try:
         code = app(standalone_mode=False)
     except Interrupted as stop:

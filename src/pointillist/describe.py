@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pointillist.engine.optim import build_optimizer, moments
+from pointillist.engine.recompute import blocks_of
 from pointillist.frozen.vision import promise
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
@@ -50,8 +52,11 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
             network(x, t, given)
     flops = counter.get_total_flops()
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
-    with _saved() as held:
+    with _saved() as held, _blockwise(model, held) as within:
         answer = network(x, t, fullest, taps=taps if due else ())
+    if run.train.gradient_checkpointing:
+        held[0] += within.inputs + max(within.each, default=0) - sum(within.each)
+    with _saved() as beside_it:
         projected = alignment.projector(answer.hidden[0]) if alignment and due else None
     # The terms, in float32 at any precision: LPIPS's features weigh most.
     with _saved() as of_terms:
@@ -62,7 +67,9 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         criterion(run.loss, guess, truth, None, velocity, t=t, aligned=aligned)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    activation = int(held[0] * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1))
+    activation = int(
+        (held[0] + beside_it[0]) * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1)
+    )
     activation += of_terms[0]
     micro = run.train.at_once
     beside = [] if alignment is None else list(alignment.parameters())
@@ -128,6 +135,40 @@ def _saved() -> Iterator[list[int]]:
     kept: list[Any] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         yield total
+
+
+class _Within:
+    """Bytes kept by each block, and of what comes into all of them."""
+
+    def __init__(self) -> None:
+        self.each: list[int] = []
+        self.inputs = 0
+
+
+@contextmanager
+def _blockwise(model: torch.nn.Module, held: list[int]) -> Iterator[_Within]:
+    """Reads `held` before and behind every block that activation checkpointing computes again."""
+    within, before, seen = _Within(), [0], set()
+    kept: list[Any] = []
+
+    def enter(block: Any, args: Any, more: Any) -> None:
+        before[0] = held[0]
+        for value in tree_leaves((args, more)):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in seen:
+                kept.append(value.untyped_storage())
+                seen.add(kept[-1]._cdata)
+                within.inputs += kept[-1].nbytes()
+
+    def leave(block: Any, args: Any, answer: Any) -> None:
+        within.each.append(held[0] - before[0])
+
+    handles = []
+    for block in blocks_of(model):
+        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(leave))
+    yield within
+    for handle in handles:
+        handle.remove()
 
 
 def refuse_too_large(run: Run, facts: dict[str, Any], free: int, device: str) -> None:

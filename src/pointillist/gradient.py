@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pointillist.draws import Draw, purpose_word
+from pointillist.draws import Draw
 from pointillist.engine.device import autocast, is_out_of_memory
 from pointillist.engine.optim import moments
+from pointillist.layers.dropout import dropping
 from pointillist.losses import criterion
 from pointillist.losses.align import Alignment
 from pointillist.models import Network
@@ -32,7 +33,7 @@ def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tup
         draw = Draw(run.seed, part.index)
         for some, given in run.task.parts(run.augment(part, draw), draw):
             some = run.task.places.ask(some, Draw(run.seed, some.index))
-            yield some, given._replace(where=some.where)
+            yield some, given._replace(where=some.where, augment=some.augment)
 
 
 def backward(
@@ -51,8 +52,6 @@ def backward(
         alignment = None
     # Draws are made where the network is; MPS lacks the float64 that they need.
     home = torch.device("cpu") if device.type == "mps" else device
-    # Dropout alone uses torch's generator; keyed by the first sample number, it survives a resume.
-    torch.manual_seed((run.seed ^ purpose_word("dropout")) + first)
     asked = rendering(run, network, first)
     for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
         draw = Draw(run.seed, part.index)
@@ -63,16 +62,17 @@ def backward(
             x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
         xt = run.objective.mix(x, eps, t)
-        with autocast(device, run.train.precision):
-            taps = () if alignment is None else alignment.taps
-            answer = respond(run, network, xt, t, given, taps, asked)
-            aligned = None if alignment is None else alignment(answer.hidden[0], x)
-        guess = run.objective.read(answer.value.float(), xt, t)
-        truth = run.objective.target(x, eps, xt, t)
-        weight = None if part.weight is None else part.weight.to(device)
-        velocity = functools.partial(run.objective.velocity, t=t)
-        loss, terms = criterion(run.loss, guess, truth, weight, velocity, t=t, aligned=aligned)
-        (loss.sum() / size).backward()
+        with dropping(draw):  # in the backward pass too, where blocks may be computed again
+            with autocast(device, run.train.precision):
+                taps = () if alignment is None else alignment.taps
+                answer = respond(run, network, xt, t, given, taps, asked)
+                aligned = None if alignment is None else alignment(answer.hidden[0], x)
+            guess = run.objective.read(answer.value.float(), xt, t)
+            truth = run.objective.target(x, eps, xt, t)
+            weight = None if part.weight is None else part.weight.to(device)
+            velocity = functools.partial(run.objective.velocity, t=t)
+            loss, terms = criterion(run.loss, guess, truth, weight, velocity, t=t, aligned=aligned)
+            (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size
     return totals

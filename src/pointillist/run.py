@@ -73,6 +73,7 @@ class Run:
         """Contradictions between the configuration and the data, before anything is computed."""
         if getattr(self.model, "learn_sigma", False):
             raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
+        self._check_augment(spec)
         self._check_placed(spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
@@ -81,6 +82,26 @@ class Run:
         self._check_places()
         self._check_tasks()
         self._check_guidance(spec)
+
+    def _check_augment(self, spec: Spec) -> None:
+        """What is done to pictures is told to the network, and can be done to them."""
+        told, taken = self.augment.labels, getattr(self.model, "augment_labels", None)
+        if told and taken is None:
+            raise InputError(
+                f"augment.geometric is {self.augment.geometric}, but model {self.model.kind} takes "
+                f"no labels of augmentation, so turned pictures would leak into what it draws; set "
+                f"augment.geometric=0"
+            )
+        if told != (taken or 0):
+            raise InputError(
+                f"model.augment_labels is {taken}, but augment.geometric={self.augment.geometric} "
+                f"tells {told}; set model.augment_labels={told}"
+            )
+        if told and len(spec.axes) != 2:
+            raise InputError(
+                f"augment.geometric is {self.augment.geometric}, but it turns pictures of two "
+                f"axes, and the data have {len(spec.axes)}; set it to 0"
+            )
 
     def _check_guidance(self, spec: Spec) -> None:
         """A scale needs a reference, and what belongs to guidance a scale."""
@@ -132,6 +153,7 @@ class Run:
             return
         wrong = {
             "augment.flip=false": self.augment.flip,
+            "augment.geometric=0": bool(self.augment.geometric),
             "train.grid=0": self.train.grid,
             "evaluate.every=0": self.evaluate.every,
             "objective.noise_size=null": self.objective.noise_size is not None,
@@ -147,11 +169,13 @@ class Run:
     def _check_tasks(self) -> None:
         """What one of the tasks says, against the rest of the configuration."""
         for task in self.task.singles:
-            if getattr(task, "fixed", False) and self.augment.flip:
-                raise InputError(
-                    "task.fixed is true, but augment.flip turns pictures under their masks, so "
-                    "that other pixels are seen; set augment.flip=false"
-                )
+            turns = {"flip": "false", "geometric": "0"}
+            for name in (name for name in turns if getattr(self.augment, name)):
+                if getattr(task, "fixed", False):
+                    raise InputError(
+                        f"task.fixed is true, but augment.{name} turns pictures under their masks, "
+                        f"so that other pixels are seen; set augment.{name}={turns[name]}"
+                    )
             if getattr(task, "reveal", "all") == "kept" and getattr(self.model, "jitter", 0):
                 raise InputError(
                     "task.reveal is kept, but model.jitter takes the picture beside its cells, "

@@ -20,7 +20,8 @@ class TrainConfig:
     """How long and in what portions; all counts are images.
 
     `micro_batch` 0 takes the batch whole; smaller parts give the same gradient up to the order of
-    summation. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
+    summation. `gradient_checkpointing` computes blocks a second time in the place of remembering
+    them. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
     `keep` checkpoints stay (0: all). After `patience` non-finite steps in a row the run stops.
     `ema_power` are relative widths of power-function averages, of which snapshots are kept every
     `ema_snapshot` images (0: at every save), whatever `keep` says, for averages of any width later.
@@ -35,6 +36,7 @@ class TrainConfig:
     ema_power: tuple[float, ...] = ()
     ema_snapshot: Count = 0
     precision: Precision = "float32"
+    gradient_checkpointing: bool = False
     save_every: Count = 100_000
     log_every: Count = 1_000
     keep: int = 3

@@ -16,6 +16,7 @@ from pointillist.engine.device import free_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
 from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate
+from pointillist.engine.recompute import recompute_blocks
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
 from pointillist.gradient import advice, attempt
@@ -71,6 +72,8 @@ def _train(
     judging = Judging(run, source.spec, out, device)
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
+    if run.train.gradient_checkpointing:
+        recompute_blocks(model)
     network = Network(model)
     check_places(run, network)
     alignment = build_alignment(run.loss.align, model, device, taught)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.dropout import Dropout
 from pointillist.layers.fused import Fused
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.rope import Rotation, rotate
@@ -28,11 +29,12 @@ class SelfAttention(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.qkv = Fused(width, 3 * width, parts=3, bias=bias)
         self.out = nn.Linear(width, width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
@@ -44,7 +46,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
         out = self.out(rearrange(mixed, "b h n e -> b n (h e)"))
-        return F.dropout(out, self.dropout, self.training)
+        return self.dropout(out)
 
 
 def attend(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.types import Time
+from pointillist.types import Given, Time
 
 # Tables of places are made on the CPU, in float64, once for each grid and device.
 CPU, TABLES = torch.device("cpu"), 64
@@ -53,6 +53,36 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, label: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         return self.table(torch.where(label < 0, self.table.num_embeddings - 1, label))
+
+
+class AugmentEmbedding(nn.Module):
+    """Linear in the labels of augmentation, none of which is an embedding of zero."""
+
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, labels).normal_(std=0.02))
+
+    @classmethod
+    def of(cls, labels: int, width: int) -> "AugmentEmbedding | None":
+        """None where nothing is told."""
+        return cls(labels, width) if labels > 0 else None
+
+    def forward(self, augment: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+        return F.linear(augment.float(), self.weight.float())
+
+
+def told(
+    label: LabelEmbedding | None, augment: AugmentEmbedding | None, given: Given
+) -> Float[Tensor, "b d"] | None:
+    """What class and augmentation add to the time's embedding; None where that is nothing."""
+    found = None
+    if label is not None:
+        assert given.label is not None, "a model with classes is always given labels, -1 for none"
+        found = label(given.label)
+    if augment is not None and given.augment is not None:
+        turned = augment(given.augment)
+        found = turned if found is None else found + turned
+    return found
 
 
 def positions(grid: tuple[int, ...], trained: tuple[int, ...]) -> list[Float[Tensor, " _"]]:

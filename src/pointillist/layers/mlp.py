@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pointillist.layers.dropout import Dropout
 from pointillist.layers.fused import Fused
 
 
@@ -62,11 +63,11 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up = Fused(width, 2 * hidden, parts=2, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
-        if self.dropout and self.training:
+        if self.dropout.p and self.training:
             gate, up = gate_up.chunk(2, -1)
-            return self.down(F.dropout(F.silu(gate) * up, self.dropout))
+            return self.down(self.dropout(F.silu(gate) * up))
         return _GatedDown.apply(gate_up, self.down.weight, self.down.bias)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
-from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
 from pointillist.layers.fused import Fused
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
@@ -38,6 +38,7 @@ class DiTConfig:
     max_period: float = 1e4
     learn_sigma: bool = False
     encoder: Observing = NoEncoderConfig()
+    augment_labels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size"):
@@ -95,6 +96,7 @@ class DiT(nn.Module):
         self.patch = nn.Linear(spec.channels * cells, d)
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.augment = AugmentEmbedding.of(config.augment_labels, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = PlainLayerNorm(d)
         self.modulation = nn.Linear(d, 2 * d)
@@ -122,10 +124,7 @@ class DiT(nn.Module):
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, device = patch_grid(size, self.config.patch_size), self.head.weight.device
         place = sincos(grid, self.trained, self.config.width, device)
-        label = None
-        if self.label is not None:
-            assert given.label is not None
-            label = self.label(given.label)
+        label = told(self.label, self.augment, given)
         return Context(label, place, self.encoder.condition(given, size, grid))
 
     def forward(

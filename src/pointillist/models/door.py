@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pointillist.layers.dropout import name_dropouts
 from pointillist.layers.observations import centres, to_grid, to_points
 from pointillist.resolution import base_scale
 from pointillist.types import Coarse, Given, InputError, Prediction, State, Takes, Time
@@ -74,6 +75,7 @@ class Network:
         self.model = model
         self.takes: Takes = model.takes  # type: ignore[assignment]
         self.name: str = model.config.kind  # type: ignore[union-attr, assignment]
+        name_dropouts(model)
 
     def _admit(self, given: Given, size: tuple[int, ...], batch: int) -> Given:
         given = admit(self.takes, given, size, batch, self.name)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
@@ -44,6 +44,7 @@ class JiTConfig:
     time_scale: float = 1.0
     max_period: float = 1e4
     theta: float = 1e4
+    augment_labels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "bottleneck"):
@@ -94,6 +95,7 @@ class JiT(nn.Module):
         self.patch = nn.Linear(config.bottleneck, d)
         self.time = TimeEmbedding(d, config.time_scale, config.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.augment = AugmentEmbedding.of(config.augment_labels, d)
         self.token_place = (
             nn.Parameter(torch.empty(config.context_tokens, d)) if config.context_tokens else None
         )
@@ -131,14 +133,12 @@ class JiT(nn.Module):
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, c = patch_grid(size, self.config.patch_size), self.config
         device = self.head.weight.device
-        label = tokens = None
-        if self.label is not None:
-            assert given.label is not None
-            label = self.label(given.label)
+        tokens, label = None, told(self.label, None, given)
         if self.token_place is not None:
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
+        label = told(self.label, self.augment, given)  # the tokens are of the class alone
         place = sincos(grid, self.trained, c.width, device)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens, device)
         observed = self.encoder.condition(given, size, grid)

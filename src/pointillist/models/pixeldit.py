@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, sincos
+from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
 from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.observations import hint_channels
@@ -72,6 +72,7 @@ class PixelDiTConfig:
     encoder: Observing = NoEncoderConfig()
     time_scale: float = 1.0
     max_period: float = 10.0
+    augment_labels: int = 0
     recompute: bool = True
 
     def __post_init__(self) -> None:
@@ -155,6 +156,7 @@ class PixelDiT(nn.Module):
         self.patch = nn.Linear(channels * cells, d)
         self.time = TimeEmbedding(d, c.time_scale, c.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.augment = AugmentEmbedding.of(config.augment_labels, d)
         self.token_place = (
             nn.Parameter(torch.empty(c.context_tokens, d)) if c.context_tokens else None
         )
@@ -203,14 +205,13 @@ class PixelDiT(nn.Module):
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         c, device = self.config, self.head.weight.device
         grid = patch_grid(size, c.patch_size)
-        label = tokens = pixel_hint = pixel_place = pixel_turn = None
-        if self.label is not None:
-            assert given.label is not None
-            label = self.label(given.label)
+        tokens = pixel_hint = pixel_place = pixel_turn = None
+        label = told(self.label, None, given)
         if self.token_place is not None:
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
+        label = told(self.label, self.augment, given)  # the tokens are of the class alone
         if self.hint_pixel is not None:
             hints = hint_channels(given, self.spec.channels, size, device)
             pixel_hint = self.hint_pixel(pixels(hints, c.patch_size, c.block))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import LabelEmbedding, TimeEmbedding
+from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, told
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
@@ -73,6 +73,7 @@ class PixNerdConfig:
     encoder: Observing = NoEncoderConfig()
     scales: tuple[int, ...] = (1,)
     jitter: float = 0.0
+    augment_labels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "decoder_width", "decoder_depth",
@@ -135,6 +136,7 @@ class PixNerd(nn.Module):
         self.patch = nn.Linear(spec.channels * p**axes, d)
         self.time = TimeEmbedding(d, c.time_scale, c.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
+        self.augment = AugmentEmbedding.of(config.augment_labels, d)
         self.blocks = nn.ModuleList(
             AdaLNBlock(d, c.heads, SwiGLU(d, c.hidden, bias=False), bias=False)
             for _ in range(c.depth)
@@ -171,10 +173,7 @@ class PixNerd(nn.Module):
         """`size`: that of the state which the patches see; `asked`: of the answer, if finer."""
         c, device = self.config, self.patch.weight.device
         grid = patch_grid(size, c.patch_size)
-        label = None
-        if self.label is not None:
-            assert given.label is not None
-            label = self.label(given.label)
+        label = told(self.label, self.augment, given)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, 0, device, c.position_span)
         return Context(label, turn, self.encoder.condition(given, size, grid, asked))
 
