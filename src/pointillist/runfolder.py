@@ -19,7 +19,7 @@ from pointillist.types import InputError, Spec
 # moved; that they are the same is told from their fingerprint.)
 FREE_ON_RESUME = {
     "device", "data.path", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
-    "train.track", "train.ema_snapshot",
+    "train.track", "train.ema_snapshot", "train.gradient_checkpointing",
 }  # fmt: skip
 
 
