@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pointillist.draws import Draw
 from pointillist.losses import LossConfig, criterion
 from pointillist.objective import (
-    FAINTEST,
     CosineConfig,
+    DDPMConfig,
     EDMConfig,
     GVPConfig,
     LogitNormal,
@@ -67,7 +67,7 @@ def test_signal_grows_noise_falls_and_data_come_last(path):
         assert float(path.sigma(end)) == 0 and not math.copysign(1, float(path.sigma(end))) < 0
         assert float(path.sigma(start)) == pytest.approx(1, abs=1e-4)
         assert float(path.alpha(start)) == pytest.approx(0, abs=0.01)
-    if path.kind in ("gvp", "vp", "cosine"):
+    if path.kind in ("gvp", "vp", "cosine", "ddpm"):
         torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t))
     for rate in (path.alpha_rate, path.sigma_rate):
         assert torch.isfinite(rate(t)).all()
@@ -91,7 +91,7 @@ def test_reading_the_answer_that_means_a_pair_gives_the_pair(path, predict, t):
     xt, pair = objective.mix(X, EPS, times), Estimate(X, EPS)
     answer = objective.answer(pair, times)
     found = objective.read(answer, xt, times, clamp=0.0)
-    if predict == "eps" and objective.alpha(times[0]) < FAINTEST:
+    if predict == "eps" and objective.alpha(times[0]) < objective.faintest:
         return  # no picture is read from so faint a one
     # From one half of a pair the other comes by a division by what is left of it in the state.
     loss = max(1, float(1 / objective.sigma(times[0])), float(objective.sigma(times[0])))
@@ -147,6 +147,11 @@ def test_logit_normal_times_mean_the_same_noise_on_every_path(path):
     straight = StraightConfig(time=LogitNormal(mean=-0.3, std=0.8), shift=2.0).times(draw)
     within = (t > 0.001) & (t < 0.999)
     assert within.float().mean() > 0.95
+    if path is DDPMConfig:  # of whole steps: the last that is not past it
+        later = objective.share(t + 1 / objective.steps)[within]
+        assert (objective.share(t)[within] < straight[within] + 2e-5).all()
+        assert (later > straight[within] - 2e-5).all()
+        return
     torch.testing.assert_close(objective.share(t)[within], straight[within], rtol=0, atol=2e-5)
 
 
@@ -172,6 +177,10 @@ def test_as_many_times_are_drawn_where_steps_begin(path):
 def test_uniform_times_are_even_in_the_paths_own_time(path):
     draw = Draw(0, torch.arange(4_000))
     drawn = path(time=Uniform()).times(draw)
+    if path is DDPMConfig:  # down to a whole step
+        told = DDPMConfig().see(torch.zeros(4_000, 1, 1), drawn)[1]
+        assert torch.equal(told, 999 - (draw.uniform("time") * 1000).floor())
+        return
     assert torch.equal(drawn, draw.uniform("time"))
     shifted = path(time=Uniform(), shift=3.0).times(draw)
     assert torch.equal(shifted, shift_times(draw.uniform("time"), 3.0))

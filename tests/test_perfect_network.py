@@ -11,6 +11,7 @@ from pointillist.models import Network
 from pointillist.objective import (
     FAINTEST,
     CosineConfig,
+    DDPMConfig,
     EDMConfig,
     GVPConfig,
     StraightConfig,
@@ -27,6 +28,15 @@ PREDICTIONS = ("x", "velocity", "eps")
 SECOND = ("heun", "ab2", "lms", "dpmpp_2m", "dpmpp_2s", "unipc")
 
 
+def time_of(objective, told):
+    """The path's own time of what a network is told for one."""
+    if objective.kind == "edm":  # log(sigma)/4
+        return objective.at(1 / (1 + (4 * told.double()).exp()))
+    if objective.kind == "ddpm":  # the index of a step
+        return 1 - (told.double() + 1) / objective.steps
+    return told.double()
+
+
 class Perfect:
     """Answers for N(1, 0.5^2) as the objective asks; all answers are off by `error`."""
 
@@ -40,12 +50,11 @@ class Perfect:
         return None
 
     def __call__(self, seen, t, given, context):
-        if self.objective.kind == "edm":  # shown log(sigma)/4
-            t = self.objective.at(1 / (1 + (4 * t.double()).exp()))
+        t = time_of(self.objective, t)
         shrunk, _ = self.objective.see(torch.ones_like(seen), t)
-        at = t.double().view(-1, *[1] * (seen.dim() - 1))
+        at = t.view(-1, *[1] * (seen.dim() - 1))
         pair = Gaussian(self.objective).estimate(seen / shrunk, at)
-        return Prediction(self.objective.answer(pair, t.double()) + self.error)
+        return Prediction(self.objective.answer(pair, t) + self.error)
 
 
 def walked(objective, name, steps, error=0.0):
@@ -61,7 +70,7 @@ def walked(objective, name, steps, error=0.0):
 @pytest.mark.parametrize(
     ("path", "predict", "name"),
     list(
-        itertools.product((StraightConfig, GVPConfig, VPConfig, CosineConfig), PREDICTIONS, SECOND)
+        itertools.product((StraightConfig, GVPConfig, VPConfig, CosineConfig, DDPMConfig), PREDICTIONS, SECOND)
     ),
 )
 def test_it_samples_a_gaussian_whatever_it_predicts(path, predict, name):
@@ -123,8 +132,7 @@ def test_it_has_no_validation_loss(path, predict):
             return None
 
         def __call__(self, xt, t, given, context=None, taps=()):
-            if objective.kind == "edm":
-                t = objective.at(1 / (1 + (4 * t.double()).exp()))
+            t = time_of(objective, t)
             return Prediction(objective.answer(Estimate(x, eps), t))
 
     times = (0.03, 0.1, 0.5, 0.9, 0.97)

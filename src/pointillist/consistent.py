@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pointillist.guidance import Field, moved
 from pointillist.measure import Measure, Measured
-from pointillist.objective import FAINTEST, Interpolant
+from pointillist.objective import Interpolant
 from pointillist.samplers import Noise, Sampler, Times, Watch
 from pointillist.types import Estimate, InputError, State, by_kind, config
 
@@ -75,14 +75,14 @@ def corrected(
 def _by_gradient(field: Field, correction: Callable[[State, Pull, Tensor], State]) -> Field:
     """A field whose picture is moved by `correction(x0, pull, t)`, pull(v) being C v.
 
-    Where alpha is below `FAINTEST` the field is asked at the time where it is not, as networks that
-    predict the noise are: C is J over alpha, and both are 0 at t = 0.
+    Where alpha is below the path's `faintest` the field is asked at the time where it is not, as
+    networks that predict the noise are: C is J over alpha, and both are 0 at t = 0.
     """
     path = field.path
 
     def estimate(x: Tensor, t: Tensor) -> Estimate:
-        faint = bool(path.alpha(t) < FAINTEST)
-        at = path.at(torch.full_like(t, FAINTEST)) if faint else t
+        faint = bool(path.alpha(t) < path.faintest)
+        at = path.at(torch.full_like(t, path.faintest)) if faint else t
         scale = (path.sigma(at) * _strength(path, x)).square() / path.alpha(at)
         with torch.enable_grad():
             state = x.detach().requires_grad_()

@@ -6,7 +6,8 @@ One convention for the whole package: `t = 0` is noise, `t = 1` is data. On any 
 
 and on the straight one, the default, alpha = t, sigma = 1 - t, v = x - eps. Published code with the
 other convention is converted at the door. A path is `alpha`, `sigma` and their derivatives
-(`paths.py`); `edm.py` has EDM's answer and `noise.py` noise that is a function of the coordinates.
+(`paths.py`); `discrete.py` has DDPM's path of whole steps, `edm.py` EDM's answer and `noise.py`
+noise that is a function of the coordinates.
 
 Sources: Lipman et al. 2210.02747 and Liu et al. 2209.03003 (straight path), Ma et al. 2401.08740
 (SiT: GVP and VP as interpolants), Song et al. 2011.13456 (VP, VE), Nichol and Dhariwal 2102.09672
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from pointillist.objective.discrete import DDPMConfig
 from pointillist.objective.edm import EDMConfig
 from pointillist.objective.interpolant import FAINTEST, Interpolant
 from pointillist.objective.paths import (
@@ -33,6 +35,7 @@ from pointillist.types import by_kind
 __all__ = [
     "FAINTEST",
     "CosineConfig",
+    "DDPMConfig",
     "EDMConfig",
     "GVPConfig",
     "Interpolant",
@@ -53,7 +56,7 @@ def _straight_unless_said(value: Any) -> Any:
 
 
 Objective = Annotated[
-    StraightConfig | GVPConfig | VPConfig | CosineConfig | VEConfig | EDMConfig,
+    StraightConfig | GVPConfig | VPConfig | CosineConfig | VEConfig | EDMConfig | DDPMConfig,
     by_kind,
     BeforeValidator(_straight_unless_said),
 ]

@@ -6,7 +6,7 @@ computed here alone.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class Interpolant(ABC):
     pair is computed from the answer and, alike, in the target of the loss: JiT's 0.05, on 1 - t.
     `sampling_clamp` is the same bound while sampling; 0 lets the last step land on the predicted
     picture itself, JiT's published sampler has 0.05 and stops a little short of it. Where noise is
-    predicted alpha is 0.01 or more (`asked`).
+    predicted alpha is `faintest`, 0.01, or more (`asked`).
     `shift` = a divides the signal to noise of every drawn time by a; where `time` is uniform it
     moves the path's own t as `sample.shift` does, which is the same on the straight path.
     `noise_size`: noise has standard deviation `noise_scale` on a picture of that edge and grows in
@@ -59,6 +59,8 @@ class Interpolant(ABC):
     noise_length: float = 0.0
     clamp: float = 0.05
     sampling_clamp: float = 0.0
+
+    faintest: ClassVar[float] = FAINTEST
 
     def __post_init__(self) -> None:
         for name in ("shift", "noise_scale"):
@@ -157,15 +159,19 @@ class Interpolant(ABC):
     def asked(self, t: Tensor) -> Tensor:
         """The time, of no dimension, at which a walk asks for the state of time t: t itself.
 
-        Where noise is predicted and alpha is below `FAINTEST`, it is the first time at which it is
+        Where noise is predicted and alpha is below `faintest`, it is the first time at which it is
         not: at t = 0 the noise is the state and tells nothing of the picture. The state is taken
         for one of that time, from which it differs by about as little. A perfect network is walked
         as well as one that predicts the picture: with 64 steps of Heun the variance of a Gaussian
         is off by 0.1 % on the straight and the GVP path, where a bound on alpha alone leaves 1.5
         and 2.3 %.
         """
-        faint = self.predict == "eps" and bool(self.alpha(t) < FAINTEST)
-        return self.at(torch.full_like(t, FAINTEST)) if faint else t
+        faint = self.predict == "eps" and bool(self.alpha(t) < self.faintest)
+        return self.at(torch.full_like(t, self.faintest)) if faint else t
+
+    def progress(self, t: float) -> float:
+        """How much of the way from the noise is done at time t, as schedules of guidance count."""
+        return t
 
     def pair(self, velocity: Tensor, xt: Tensor, t: Tensor) -> Estimate:
         """The pair (x, eps) of a state and its velocity, of any shape: two equations, solved."""
@@ -182,7 +188,7 @@ class Interpolant(ABC):
 
         With s = alpha + sigma, x - eps is (s x - x_t)/sigma and (x_t - s eps)/alpha alike. On the
         straight path s is 1 to the last bit. `clamp`: another than that of training; alpha is
-        bounded by `FAINTEST` too.
+        bounded by `faintest` too.
         """
         clamp = self.clamp if clamp is None else clamp
         answer = answer[:, : xt.shape[1]]
@@ -192,7 +198,7 @@ class Interpolant(ABC):
         if self.predict == "x":
             apart = ((alpha + sigma) * answer - xt) / sigma.clamp(min=clamp)
             return Estimate(answer, answer - apart)
-        apart = (xt - (alpha + sigma) * answer) / alpha.clamp(min=max(clamp, FAINTEST))
+        apart = (xt - (alpha + sigma) * answer) / alpha.clamp(min=max(clamp, self.faintest))
         return Estimate(answer + apart, answer)
 
     def answer(self, pair: Estimate, t: Tensor) -> Tensor:
