@@ -13,9 +13,10 @@ import pointillist as pt
 from pointillist import cli
 from pointillist.convert import configure, convert
 from pointillist.foreign import Foreign
+from pointillist.guidance import GuidanceConfig
 from pointillist.layers.embed import sincos
 from pointillist.models import DiTConfig, JiTConfig
-from pointillist.objective import StraightConfig
+from pointillist.objective import DDPMConfig, StraightConfig
 from pointillist.published import FAMILIES, bare, expand
 from pointillist.run import Run, preset_names
 from pointillist.types import Given, InputError, Spec, grid_axes
@@ -178,7 +179,7 @@ def test_a_training_checkpoint_brings_its_averages_and_its_noise(jit, tmp_path):
     assert objective.sampling_clamp == 0.1 and objective.time.mean == -0.5
 
 
-def test_dit_with_a_sigma_answers_but_is_not_sampled(tmp_path, monkeypatch, capsys):
+def test_dit_with_a_sigma_is_sampled_as_it_was_trained(tmp_path, monkeypatch, capsys):
     spec = spec_of(8, channels=4)
     model = make(DIT, spec)
     state = publish(model)
@@ -187,8 +188,31 @@ def test_dit_with_a_sigma_answers_but_is_not_sampled(tmp_path, monkeypatch, caps
     trained = pt.load(tmp_path / "run")
     assert made.ema == (0.9999,) and trained.spec.channels == 4 and trained.run.model == DIT
     assert torch.equal(answer(trained.model, spec), answer(model, spec))
-    with pytest.raises(InputError, match="on which this version does not sample"):
-        trained.sample(1)
+    run = trained.run
+    assert run.objective == DDPMConfig() and run.sample.guidance == GuidanceConfig()
+    assert (run.loss.velocity, run.loss.eps, run.loss.vlb) == (0, 1, 1)
+    assert (run.sample.sampler, run.sample.steps, run.sample.grid) == ("ddpm", 250, "respaced")
+    run.check(trained.spec)
+    found = trained.sample(2, label=0, steps=3)
+    assert found.shape == (2, 4, 8, 8) and found.isfinite().all()
+    # What the network says of the variance is in the samples: without it they are others.
+    with torch.no_grad():
+        trained.model.head.weight.unflatten(0, (2, 2, 8))[..., 4:, :] = 0
+        trained.model.head.bias.unflatten(0, (2, 2, 8))[..., 4:] = 0
+    assert (trained.sample(2, label=0, steps=3) - found).abs().max() > 1e-3
+    told = []
+    trained.sample(1, label=0, steps=3, watch=lambda i, t, x, pair: told.append((t, pair.fraction)))
+    assert [t for t, _ in told] == pytest.approx([0, 0.499, 0.999])
+    assert all((v == 0.5).all() for _, v in told)
+    drawn = ["sample", str(tmp_path / "run"), "--count", "1", "--steps", "2", "--guidance", "2"]
+    monkeypatch.setattr(
+        sys, "argv", ["pointillist", *drawn, "sample.guidance.channels=3", "--out",
+                      str(tmp_path / "a.png"), "--json"],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and (tmp_path / "a.png").exists()
+    assert json.loads(capsys.readouterr().out)["nfe"] == 4
     monkeypatch.setattr(sys, "argv", ["pointillist", "show", str(tmp_path / "run"), "--json"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

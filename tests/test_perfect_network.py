@@ -70,7 +70,9 @@ def walked(objective, name, steps, error=0.0):
 @pytest.mark.parametrize(
     ("path", "predict", "name"),
     list(
-        itertools.product((StraightConfig, GVPConfig, VPConfig, CosineConfig, DDPMConfig), PREDICTIONS, SECOND)
+        itertools.product(
+            (StraightConfig, GVPConfig, VPConfig, CosineConfig, DDPMConfig), PREDICTIONS, SECOND
+        )
     ),
 )
 def test_it_samples_a_gaussian_whatever_it_predicts(path, predict, name):

@@ -324,10 +324,23 @@ def test_an_unknown_source_names_the_nearest_preset():
         Run.load("qqq")
 
 
+SIGMA = ("model.kind=dit", "model.learn_sigma=true", "model.time_scale=1", "objective.kind=ddpm",
+         "sample.guidance.scale=1")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(("task.label_drop=0", "sample.guidance.scale=2"), "no unlabelled answer is ever learnt"),
-     (("model.kind=dit", "model.learn_sigma=true"), "trains no sigma")],
+     (("model.kind=dit", "model.learn_sigma=true"),
+      "objective.kind is straight, on which no step has a variance; set objective.kind=ddpm"),
+     ((*SIGMA, "model.time_scale=1000"), "which tells the network the index of a step itself"),
+     ((*SIGMA, "loss.vlb=0"), "loss.vlb is 0, so nothing would train the sigma"),
+     ((*SIGMA, "objective.noise_length=0.1"), "objective.noise_length is 0.1, but the sigma"),
+     ((*SIGMA, "model.learn_sigma=false", "loss.vlb=2"), "loss.vlb is 2, but model dit learns no"),
+     (("sample.grid=respaced",), "grid is respaced, but path straight has no whole steps"),
+     ((*SIGMA, "sample.grid=respaced", "sample.steps=1001"), "steps is 1001, but grid respaced"),
+     (("sample.guidance.scale=2", "sample.guidance.channels=4"), "guidance.channels is 4, but the"),
+     (("sample.guidance.scale=1", "sample.guidance.channels=2"), "guidance.channels is set, but")],
 )  # fmt: skip
 def test_contradictions_are_found_before_anything_is_computed(overrides, message):
     run = Run.load("debug", *overrides)

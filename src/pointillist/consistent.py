@@ -86,7 +86,8 @@ def _by_gradient(field: Field, correction: Callable[[State, Pull, Tensor], State
         scale = (path.sigma(at) * _strength(path, x)).square() / path.alpha(at)
         with torch.enable_grad():
             state = x.detach().requires_grad_()
-            picture = field.estimate(state, at).x
+            pair = field.estimate(state, at)
+            picture = pair.x
 
         def pull(v: State) -> State:
             if not picture.requires_grad:
@@ -97,7 +98,8 @@ def _by_gradient(field: Field, correction: Callable[[State, Pull, Tensor], State
         found = picture.detach()
         with _whole(x):
             found = found + correction(found, pull, at)
-        return Estimate(found, (x - path.alpha(t) * found) / path.sigma(t))
+        eps = (x - path.alpha(t) * found) / path.sigma(t)
+        return Estimate(found, eps, None if pair.fraction is None else pair.fraction.detach())
 
     return Field(estimate, path)
 

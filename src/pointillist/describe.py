@@ -18,6 +18,7 @@ from pointillist.frozen.vision import promise
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses import criterion
 from pointillist.losses.align import Taught, build_alignment, misalignment
+from pointillist.losses.bound import bound_of
 from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Given, InputError, Spec
@@ -64,7 +65,8 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         guess = run.objective.read(answer.value.float(), x, t)
         velocity = functools.partial(run.objective.velocity, t=t)
         truth = run.objective.target(x, x, x, t)
-        criterion(run.loss, guess, truth, None, velocity, t=t, aligned=aligned)
+        bound = bound_of(run.objective, guess, truth, x, t, spec)
+        criterion(run.loss, guess, truth, None, velocity, t=t, aligned=aligned, bound=bound)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     activation = int(

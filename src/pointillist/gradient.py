@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from pointillist.engine.optim import moments
 from pointillist.layers.dropout import dropping
 from pointillist.losses import criterion
 from pointillist.losses.align import Alignment
+from pointillist.losses.bound import bound_of
 from pointillist.models import Network
 from pointillist.resolution import coarsen, moved
 from pointillist.run import Run
@@ -45,7 +46,7 @@ def backward(
     alignment: Alignment | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of the mean loss over the batch; returns the loss and its terms, on the device."""
-    size = batch.x.shape[0]
+    size, spec = batch.x.shape[0], cast(Any, network.model).spec
     totals: dict[str, Tensor] = {}
     first = int(batch.index[0])
     if alignment is not None and not alignment.config.due(first):
@@ -71,7 +72,10 @@ def backward(
             truth = run.objective.target(x, eps, xt, t)
             weight = None if part.weight is None else part.weight.to(device)
             velocity = functools.partial(run.objective.velocity, t=t)
-            loss, terms = criterion(run.loss, guess, truth, weight, velocity, t=t, aligned=aligned)
+            bound = bound_of(run.objective, guess, truth, x, t, spec, weight)
+            loss, terms = criterion(
+                run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound
+            )
             (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size

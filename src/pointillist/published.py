@@ -36,7 +36,7 @@ class Family(NamedTuple):
     all of them. `preset` is the published run whose recipe a size without a preset takes over;
     `objective` turns the arguments of the training, where the file has them, and the edge of its
     pictures into fields of the objective. `part` tells blocks of two kinds apart that are numbered
-    in one row.
+    in one row. `recipe` are branches of the configuration that hold where no preset has the size.
     """
 
     names: tuple[str, ...]
@@ -47,6 +47,7 @@ class Family(NamedTuple):
     prefix: str = ""
     objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     part: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    recipe: dict[str, dict[str, Any]] = {}
 
 
 # Names.
@@ -257,6 +258,12 @@ DIT = Family(
     read=read_dit,
     rename=dit.from_published,
     preset="imagenet256-dit-b",
+    # ADM's diffusion, in which the latent weights were trained; the preset is of pixels.
+    recipe={
+        "objective": {"kind": "ddpm"},
+        "loss": {"velocity": 0.0, "eps": 1.0},
+        "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
+    },
 )
 
 

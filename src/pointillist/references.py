@@ -40,6 +40,7 @@ def asked_guidance(ask: Ask, own: GuidanceConfig, guided: bool) -> GuidanceConfi
 
 def check_reference(found: GuidanceConfig, run: Run, spec: Spec, guided: bool) -> None:
     """InputError unless there is something to lead away from: a guide, a label, or none."""
+    found.check_channels(spec.channels)
     if guided:
         if found.negated:
             raise InputError(
@@ -72,7 +73,8 @@ def check_guide(ours: tuple[Run, Spec], theirs: tuple[Run, Spec], size: tuple[in
             f"the guide has {len(guide_spec.classes)} classes that are not the run's "
             f"{len(spec.classes)}; take a guide of the same data, or one without labels"
         )
-    if getattr(guide.model, "learn_sigma", False) or _walk(run, size) != _walk(guide, size):
+    guide.check_sigma()
+    if _walk(run, size) != _walk(guide, size):
         raise InputError(
             "the guide's objective has another path or noise than the run's; take one that was "
             "trained with the same"

@@ -71,9 +71,8 @@ class Run:
 
     def check(self, spec: Spec) -> None:
         """Contradictions between the configuration and the data, before anything is computed."""
-        if getattr(self.model, "learn_sigma", False):
-            raise InputError("model.learn_sigma is true, but the loss trains no sigma; set false")
         self._check_augment(spec)
+        self._check_steps()
         self._check_placed(spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
@@ -103,9 +102,45 @@ class Run:
                 f"axes, and the data have {len(spec.axes)}; set it to 0"
             )
 
+    def check_sigma(self) -> None:
+        """A variance is that of a step, which one path alone has."""
+        if getattr(self.model, "learn_sigma", False) and self.objective.kind != "ddpm":
+            raise InputError(
+                f"model.learn_sigma is true, but objective.kind is {self.objective.kind}, on which "
+                f"no step has a variance; set objective.kind=ddpm or model.learn_sigma=false"
+            )
+
+    def _check_steps(self) -> None:
+        """What DDPM's path of steps asks of model, loss and sampler, and they of it."""
+        self.check_sigma()
+        learns = getattr(self.model, "learn_sigma", False)
+        if learns and not self.loss.vlb:
+            raise InputError(
+                "loss.vlb is 0, so nothing would train the sigma of model.learn_sigma; set it "
+                "above 0, or model.learn_sigma=false"
+            )
+        if learns and self.objective.noise_length:
+            raise InputError(
+                f"objective.noise_length is {self.objective.noise_length:g}, but the sigma of "
+                f"model.learn_sigma is that of each cell alone; set it to 0"
+            )
+        if not learns and self.loss.vlb != LossConfig().vlb:
+            raise InputError(
+                f"loss.vlb is {self.loss.vlb:g}, but model {self.model.kind} learns no sigma that "
+                f"it could train; leave it out"
+            )
+        scale = getattr(self.model, "time_scale", 1.0)
+        if self.objective.kind == "ddpm" and scale != 1:
+            raise InputError(
+                f"model.time_scale is {scale:g}, but objective.kind is ddpm, which tells the "
+                f"network the index of a step itself; set model.time_scale=1"
+            )
+        self.sample.walk(path=self.objective)
+
     def _check_guidance(self, spec: Spec) -> None:
         """A scale needs a reference, and what belongs to guidance a scale."""
         guidance = self.sample.guidance
+        guidance.check_channels(spec.channels)
         if guidance.idle:
             raise InputError(
                 f"sample.guidance.{guidance.idle} is set, but sample.guidance.scale is 1, which is "

@@ -258,11 +258,7 @@ class Trained:
         self, ask: Ask, guide: "Trained | None" = None, places: Tensor | None = None
     ) -> Prepared:
         """What the request and the run say together; InputError where it cannot be answered."""
-        if getattr(self.run.model, "learn_sigma", False):
-            raise InputError(
-                "model.learn_sigma is true: such weights were trained on DDPM's path, on which "
-                "this version does not sample; call the network itself (`pt.load(RUN).network`)"
-            )
+        self.run.check_sigma()
         size = state_size(ask, self.spec, places)
         if places is not None:
             check_places(places, self.network, self.run.objective)

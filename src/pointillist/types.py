@@ -82,10 +82,15 @@ class Prediction(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The pair behind any prediction: clean sample and noise, both shaped like the state."""
+    """The pair behind any prediction: clean sample and noise, both shaped like the state.
+
+    `fraction`: where the variance of a step of DDPM lies, in logs, from the posterior's (0) to
+    beta (1), each value for itself and past either end too; None where no network says so.
+    """
 
     x: Float[Tensor, "b c *space"]
     eps: Float[Tensor, "b c *space"]
+    fraction: Float[Tensor, "b c *space"] | None = None
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -26,6 +26,9 @@ class LossConfig:
 
     On the straight path |dv|^2 = |dx|^2/(1-t)^2 = |deps|^2/t^2 up to the objective's clamp, so the
     choice of a space is a choice of how times are weighted.
+
+    `vlb` weighs the bound that trains the variance of a model that learns it (`bound.py`), which
+    others have not. Its term is one step's, so 1 is the paper's 0.001 L_vlb for 1,000 steps.
     """
 
     velocity: float = 1.0
@@ -34,10 +37,11 @@ class LossConfig:
     frequency: FrequencyConfig = FrequencyConfig()
     lpips: LPIPSConfig = LPIPSConfig()
     align: AlignConfig = AlignConfig()
+    vlb: float = 1.0
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
-        for name, weight in weights.items():
+        for name, weight in {**weights, "vlb": self.vlb}.items():
             if weight < 0:
                 raise InputError(f"loss.{name} is {weight}; a weight is 0 or more")
         if not any(weights.values()) and not self.frequency.weight:
@@ -77,13 +81,14 @@ def criterion(
     *,
     t: Time | None = None,
     aligned: Float[Tensor, " b"] | None = None,
+    bound: Float[Tensor, " b"] | None = None,
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The weighted sum for every sample, and its terms (unweighted) by name.
 
     `velocity` is the objective's at the times of the samples; by default that of the straight path.
     LPIPS compares with the truth's picture, on which the objective's clamp acts as on the guess's,
     at the times `t`; `aligned` is the answer of an `Alignment`, None where there is none or it has
-    ended.
+    ended; `bound` that of `variational_bound`, None where no variance is learnt.
     """
     terms = {
         name: mean_square(error(guess, truth, velocity), weight)
@@ -101,6 +106,8 @@ def criterion(
         weights["lpips"] = config.lpips.weight
     if aligned is not None:
         terms["align"], weights["align"] = aligned, config.align.weight
+    if bound is not None:
+        terms["vlb"], weights["vlb"] = bound, config.vlb
     total = sum(weights[name] * term for name, term in terms.items())
     assert isinstance(total, Tensor)
     return total, terms

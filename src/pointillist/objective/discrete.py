@@ -21,7 +21,7 @@ from torch import Tensor
 from pointillist.draws import Draw
 from pointillist.objective.interpolant import Interpolant, widened
 from pointillist.objective.times import Times, Uniform
-from pointillist.types import InputError, State, Time, config
+from pointillist.types import Estimate, InputError, State, Time, config
 
 HALVINGS = 52  # of a step of the table: down to what float64 tells apart
 
@@ -127,7 +127,7 @@ class DDPMConfig(Interpolant):
         return rate.to(t.dtype)
 
     def sigma_rate(self, t: Tensor) -> Tensor:
-        """-alpha alpha'/sigma, which has no bound at the data: as on `vp`, sigma is 1e-3 or more."""
+        """-alpha alpha'/sigma, which has no bound at the data: sigma is 1e-3 or more, as on `vp`."""
         return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t).clamp(min=1e-3)
 
     def at(self, share: Tensor) -> Tensor:
@@ -143,6 +143,17 @@ class DDPMConfig(Interpolant):
         n = torch.where(depth >= nodes[-1], float(self.steps), low)
         return (1 - n / self.steps).clamp(0, 1).to(share.dtype)
 
+    def variances(self, t: Time) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """beta of the step that begins at the whole step of t, and beta~, the true posterior's.
+
+        beta~ = beta sigma'^2/sigma^2 is 0 in the last step, and taken as that of the one before.
+        """
+        depth, _ = table(self.steps, self.schedule, t.device)
+        k = self.done(t).round().long().clamp(1, self.steps)
+        beta, upper = -torch.expm1(depth[k - 1] - depth[k]), k.clamp(min=2)
+        share = torch.expm1(-depth[upper - 1]) / torch.expm1(-depth[upper])
+        return beta, -torch.expm1(depth[upper - 1] - depth[upper]) * share
+
     # Training.
 
     def times(self, draw: Draw) -> Time:
@@ -155,6 +166,18 @@ class DDPMConfig(Interpolant):
     def see(self, xt: State, t: Time) -> tuple[State, Time]:
         """The state, and the index of its last step of noise, n - 1, which may be a fraction."""
         return xt, (self.done(t) - 1).to(t.dtype)
+
+    def read(self, answer: Tensor, xt: State, t: Tensor, clamp: float | None = None) -> Estimate:
+        """The pair; where there are twice the channels, the second half o is read as (o + 1)/2.
+
+        That is v of Nichol and Dhariwal's Eq. 15, variance = exp(v log beta + (1 - v) log beta~),
+        which need not lie in [0, 1].
+        """
+        pair = Interpolant.read(self, answer, xt, t, clamp)
+        c = xt.shape[1]
+        if answer.shape[1] != 2 * c:
+            return pair
+        return pair._replace(fraction=(answer[:, c:] + 1) / 2)
 
     def progress(self, t: float) -> float:
         """1 - index/T, by which published schedules of guidance go."""

@@ -58,7 +58,9 @@ def ancestral(
     eta = 0 is DDIM (2010.02502, Eq. 12 and 16), eta = 1 is DDPM's sampler (2006.11239, Alg. 2) on a
     path that keeps the variance and the ancestral one of 2011.13456 (Eq. 47) on an exploding one:
     `ddpm` and `euler_ancestral` are one rule. With `large` the new noise is sigma/sigma' times as
-    strong, DDPM's other choice of variance, right in the limit of small steps alone.
+    strong, DDPM's other choice of variance, right in the limit of small steps alone. Where the
+    field says of every value how far it lies between the two, `pair.fraction`, that is taken
+    (2102.09672, Eq. 15, with the betas of the steps that are walked), unless `large` or eta < 1.
     """
     _check_eta(eta)
     path = path_of(field)
@@ -67,8 +69,9 @@ def ancestral(
         kept, fresh = _parts(field, step, eta)
         x = path.alpha(step.end) * pair.x + kept * pair.eps
         if fresh > 0:
-            wider = path.sigma(step.t) / path.sigma(step.end) if large else 1.0
-            x = x + wider * fresh * drawn(noise, step.i)
+            wider = path.sigma(step.t) / path.sigma(step.end)
+            v = 1.0 if large else pair.fraction if eta == 1 and pair.fraction is not None else 0.0
+            x = x + wider**v * fresh * drawn(noise, step.i)
     return x
 
 

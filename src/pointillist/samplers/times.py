@@ -1,6 +1,6 @@
 """Grids of times: how the steps of a walk are spread.
 
-`uniform` and `quadratic` are spaced in the path's own t. The others are schedules: they space the
+`uniform` and `quadratic` are spaced in the path's own t, `respaced` in DDPM's steps. The others are schedules: they space the
 noise-to-signal ratio sigma/alpha, and so ask for the same noises on every path.
 
 Sources: Karras et al. 2206.00364 (Eq. 5), Song et al. 2011.13456 (Eq. 33, for `vp`).
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pointillist.objective import Interpolant, StraightConfig, VPConfig, shift_times
+from pointillist.objective import DDPMConfig, Interpolant, StraightConfig, VPConfig, shift_times
 from pointillist.types import InputError
 
 STRAIGHT = StraightConfig()
@@ -81,9 +81,31 @@ def quadratic(steps: int, path: Interpolant) -> Tensor:
     return uniform(steps, path).square()
 
 
+def respaced(steps: int, path: Interpolant) -> Tensor:
+    """Those of DDPM's T whole steps whose index is i (T - 1)/(N - 1), rounded, as ADM chooses them.
+
+    The last and the first are among them, and the walk's last step is the one from index 0 to the
+    data, where the even grid's is T/N of those.
+    """
+    if not isinstance(path, DDPMConfig):
+        raise InputError(
+            f"grid is respaced, but path {path.kind} has no whole steps; choose the grid uniform"
+        )
+    last = path.steps - 1
+    if steps > path.steps:
+        raise InputError(
+            f"steps is {steps}, but grid respaced chooses among the {path.steps} of "
+            f"objective.steps; give at most so many, or choose the grid uniform"
+        )
+    index = [round(i * last / (steps - 1)) for i in range(steps)] if steps > 1 else [last]
+    done = torch.tensor([*(last - i for i in reversed(index)), path.steps], dtype=torch.float64)
+    return done / path.steps
+
+
 GRIDS: dict[str, Callable[[int, Interpolant], Tensor]] = {
     "uniform": uniform,
     "quadratic": quadratic,
+    "respaced": respaced,
     "karras": Schedule(karras),
     "exponential": Schedule(polyexponential),
     "polyexponential": Schedule(functools.partial(polyexponential, rho=1.5)),
