@@ -145,5 +145,7 @@ def test_a_run_that_never_dropped_a_label_is_not_guided():
 def test_weights_that_predict_a_sigma_are_not_sampled_where_no_step_has_one():
     run = Run.load("cifar10-dit", "model.width=32", "model.depth=1", "model.learn_sigma=true")
     spec = Run.load("debug").data.promise()
-    with pytest.raises(InputError, match="model.learn_sigma is true, but objective.kind is straight"):
+    with pytest.raises(
+        InputError, match="model.learn_sigma is true, but objective.kind is straight"
+    ):
         untrained(run, spec).sample(1, steps=1)

@@ -12,9 +12,23 @@ Lin et al. 2305.08891 (rescale), Sadat et al. 2410.02416 (adaptive projection), 
 """
 
 from pointillist.guidance.configuration import APGConfig, AutoConfig, GuidanceConfig, label_number
-from pointillist.guidance.field import Count, Field, classifier_free, combined, network_field, pinned
+from pointillist.guidance.field import (
+    Count,
+    Field,
+    classifier_free,
+    combined,
+    network_field,
+    pinned,
+)
 from pointillist.guidance.rules import Combine, first_channels, moved, plain, projected, rescaled
-from pointillist.guidance.schedule import ConstantSchedule, CosineSchedule, LinearSchedule, ListSchedule, PowerCosineSchedule, Schedule
+from pointillist.guidance.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    ListSchedule,
+    PowerCosineSchedule,
+    Schedule,
+)
 
 __all__ = [
     "APGConfig",

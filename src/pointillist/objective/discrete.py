@@ -32,8 +32,8 @@ def table(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """-log alpha^2 after n = 0, ..., T steps and its slope there, both per step, in float64.
 
-    The slope is the mean of that of both neighbours, exact where beta is linear in n, but for
-    Fritsch and Carlson's bound of three times the lesser, within which a cubic does not turn round.
+    The slope is the mean of the rises on both sides, exact where they are linear in n, within half
+    and three times the lesser of them: so a cubic does not turn round (Fritsch and Carlson).
     """
     i = torch.arange(steps, dtype=torch.float64)
     if schedule == "linear":
@@ -46,11 +46,18 @@ def table(
     depth = torch.cat((torch.zeros(1, dtype=torch.float64), rise.cumsum(0)))
     beyond = torch.cat((2 * rise[:1] - rise[1:2], rise, 2 * rise[-1:] - rise[-2:-1]))
     kept = torch.cat((rise[:1], rise, rise[-1:]))
-    slope = ((beyond[:-1] + beyond[1:]) / 2).clamp(min=0)
-    slope = torch.minimum(slope, 3 * torch.minimum(kept[:-1], kept[1:]))
+    least = torch.minimum(kept[:-1], kept[1:])
+    slope = ((beyond[:-1] + beyond[1:]) / 2).clamp(min=least / 2, max=3 * least)
     if device.type == "mps":  # which has no float64
         depth, slope = depth.float(), slope.float()
     return depth.to(device), slope.to(device)
+
+
+def _cubic(f: Tensor, low: Tensor, high: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Hermite's, of values and slopes at both ends of a step, by the share f of it."""
+    rise = high - low
+    bent = (left - rise) * (1 - f) - (right - rise) * f
+    return low + f * (rise + (1 - f) * bent)
 
 
 @config
@@ -103,11 +110,8 @@ class DDPMConfig(Interpolant):
         return n - k, depth[k], depth[k + 1], slope[k], slope[k + 1]
 
     def _depth(self, n: Tensor) -> Tensor:
-        """-log alpha^2, of n steps: a cubic of Hermite."""
-        f, low, high, left, right = self._piece(n)
-        rise = high - low
-        bent = (left - rise) * (1 - f) - (right - rise) * f
-        return low + f * (rise + (1 - f) * bent)
+        """-log alpha^2, of n steps."""
+        return _cubic(*self._piece(n))
 
     def _slope(self, n: Tensor) -> Tensor:
         """Its derivative by n."""
@@ -127,7 +131,7 @@ class DDPMConfig(Interpolant):
         return rate.to(t.dtype)
 
     def sigma_rate(self, t: Tensor) -> Tensor:
-        """-alpha alpha'/sigma, which has no bound at the data: sigma is 1e-3 or more, as on `vp`."""
+        """-alpha alpha'/sigma, which has no bound at the data: there sigma is 1e-3, as on `vp`."""
         return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t).clamp(min=1e-3)
 
     def at(self, share: Tensor) -> Tensor:
@@ -135,12 +139,13 @@ class DDPMConfig(Interpolant):
         depth = torch.log1p(((1 - wide) / wide).square())
         nodes, _ = table(self.steps, self.schedule, wide.device)
         k = (torch.searchsorted(nodes, depth.contiguous(), right=True) - 1).clamp(0, self.steps - 1)
-        low, width = k.to(depth.dtype), 1.0
+        _, *ends = self._piece(k.to(depth.dtype))
+        low, width = torch.zeros_like(depth), 1.0
         for _ in range(HALVINGS):
             width /= 2
-            low = torch.where(self._depth(low + width) <= depth, low + width, low)
+            low = torch.where(_cubic(low + width, *ends) <= depth, low + width, low)
         # Beyond the last step, and for no signal at all, it is the noise itself.
-        n = torch.where(depth >= nodes[-1], float(self.steps), low)
+        n = torch.where(depth >= nodes[-1], float(self.steps), k + low)
         return (1 - n / self.steps).clamp(0, 1).to(share.dtype)
 
     def variances(self, t: Time) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

@@ -1,13 +1,15 @@
 """Grids of times: how the steps of a walk are spread.
 
-`uniform` and `quadratic` are spaced in the path's own t, `respaced` in DDPM's steps. The others are schedules: they space the
-noise-to-signal ratio sigma/alpha, and so ask for the same noises on every path.
+`uniform` and `quadratic` are spaced in the path's own t, `respaced` in DDPM's steps. The others are
+schedules: they space the noise-to-signal ratio sigma/alpha, and so ask for the same noises on every
+path.
 
 Sources: Karras et al. 2206.00364 (Eq. 5), Song et al. 2011.13456 (Eq. 33, for `vp`).
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -97,7 +99,9 @@ def respaced(steps: int, path: Interpolant) -> Tensor:
             f"steps is {steps}, but grid respaced chooses among the {path.steps} of "
             f"objective.steps; give at most so many, or choose the grid uniform"
         )
-    index = [round(i * last / (steps - 1)) for i in range(steps)] if steps > 1 else [last]
+    # A sum that runs, as published: two halves of a whole number are rounded to either side.
+    places = itertools.accumulate([last / max(1, steps - 1)] * (steps - 1), initial=0.0)
+    index = [round(place) for place in places] if steps > 1 else [last]
     done = torch.tensor([*(last - i for i in reversed(index)), path.steps], dtype=torch.float64)
     return done / path.steps
 
