@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,13 +61,15 @@ def train(
 ) -> None:
     """Train a preset or a configuration file into a run folder."""
     from pointillist.console import Watch
+    from pointillist.engine.ranks import joined
     from pointillist.run import Run, run_folder
     from pointillist.train import train as train_run
 
-    run = Run.load(source, *(overrides or []), *_device(device))
-    folder = out or run_folder(source) or Path("runs") / Path(source).stem
-    with Watch(run.train.images) as watch:
-        train_run(run, folder, resume, watch)
+    with joined() as ranks:  # a mistake is told once, however many processes torchrun has started
+        run = Run.load(source, *(overrides or []), *_device(device))
+        folder = out or run_folder(source) or Path("runs") / Path(source).stem
+        with Watch(run.train.images) if ranks.leads else nullcontext() as watch:
+            train_run(run, folder, resume, watch)
 
 
 @app.command()
@@ -291,5 +294,8 @@ def _given(error: typer.TyperException) -> str:
 
 
 def _end(sentence: str, code: int) -> None:
-    print(f"pointillist: {sentence}", file=sys.stderr)
+    from pointillist.engine.ranks import speaks
+
+    if speaks():
+        print(f"pointillist: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -66,10 +66,11 @@ def line(event: dict[str, Any]) -> str:
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"
     if event["event"] == "begin":
+        others = f" and {event['ranks'] - 1} more" if event["ranks"] > 1 else ""
         return (
             f"{event['parameters'] / 1e6:.1f} M parameters, {event['macs'] / 1e9:.2f} GMAC a "
-            f"picture, about {event['training_bytes'] / 1e9:.1f} GB, on {event['device']}, into "
-            f"{event['out']}, from {event['images']} images"
+            f"picture, about {event['training_bytes'] / 1e9:.1f} GB, on {event['device']}{others}, "
+            f"into {event['out']}, from {event['images']} images"
         )
     return f"{event['images']:>9} images  step skipped: loss or gradient is not finite"
 

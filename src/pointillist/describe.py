@@ -180,8 +180,9 @@ def refuse_too_large(run: Run, facts: dict[str, Any], free: int, device: str) ->
     micro = run.train.at_once
     states = facts["training_bytes"] - micro * facts["activation_bytes"]
     fits = int((free - states) * 0.8) // facts["activation_bytes"]
+    name = f"train.batch={micro}" if micro == run.train.batch else f"{micro} samples at once"
     what = (
-        f"train.batch={micro} of this model needs about {facts['training_bytes'] / 1e9:.1f} GB, "
+        f"{name} of this model needs about {facts['training_bytes'] / 1e9:.1f} GB, "
         f"{device} has {free / 1e9:.1f} GB free"
     )
     if fits < 1:

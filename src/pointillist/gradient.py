@@ -37,6 +37,13 @@ def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tup
             yield some, given._replace(where=some.where, augment=some.augment)
 
 
+class Step(NamedTuple):
+    """What a batch is a part of: the number of the step's first sample, and how many it takes."""
+
+    first: int
+    size: int
+
+
 def backward(
     run: Run,
     network: Network,
@@ -44,17 +51,23 @@ def backward(
     device: torch.device,
     micro_batch: int = 0,
     alignment: Alignment | None = None,
+    step: Step | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of the mean loss over the batch; returns the loss and its terms, on the device."""
-    size, spec = batch.x.shape[0], cast(Any, network.model).spec
+    """What the batch adds to the gradients of the step's mean loss, and to that and its terms.
+
+    The terms stay on the device. Without a `step` the batch is all of it.
+    """
+    first, size = step or Step(int(batch.index[0]), batch.x.shape[0])
+    spec = cast(Any, network.model).spec
     totals: dict[str, Tensor] = {}
-    first = int(batch.index[0])
     if alignment is not None and not alignment.config.due(first):
         alignment = None
     # Draws are made where the network is; MPS lacks the float64 that they need.
     home = torch.device("cpu") if device.type == "mps" else device
     asked = rendering(run, network, first)
-    for part, given in shown(run, batch, micro_batch or run.train.micro_batch or size, home):
+    for part, given in shown(
+        run, batch, micro_batch or run.train.micro_batch or batch.x.shape[0], home
+    ):
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
         eps = run.objective.noise(draw, tuple(part.x.shape[1:]), where=part.where).to(device)
@@ -135,10 +148,11 @@ def attempt(
     device: torch.device,
     micro_batch: int = 0,
     alignment: Alignment | None = None,
+    step: Step | None = None,
 ) -> dict[str, Tensor] | None:
     """`backward`, or None where the memory does not suffice; what the failure held is let go."""
     try:
-        return backward(run, network, batch, device, micro_batch, alignment)
+        return backward(run, network, batch, device, micro_batch, alignment, step)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -152,14 +166,15 @@ def advice(
     batch: Batch,
     device: torch.device,
     alignment: Alignment | None = None,
+    step: Step | None = None,
 ) -> str:
     """What to do about too little memory: the largest half, quarter, ... that was seen to work."""
-    size = run.train.micro_batch or batch.x.shape[0]
+    size = min(run.train.micro_batch or batch.x.shape[0], batch.x.shape[0])
     fits = size // 2
     while fits:
         network.model.zero_grad(set_to_none=True)
         part = batch.part(slice(fits))
-        if attempt(run, network, part, device, fits, alignment) is not None:
+        if attempt(run, network, part, device, fits, alignment, step) is not None:
             if room_for_moments(optimizer):
                 break
         fits //= 2

@@ -59,10 +59,15 @@ def begin(run: Run, spec: Spec, out: Path) -> None:
     run.save(out / "run.yaml")  # last: a folder with a run.yaml can be resumed
 
 
-def taught_by(out: Path) -> Taught:
-    """What the newest complete checkpoint tells of the run's alignment."""
+def newest(out: Path) -> Path | None:
+    """The newest complete checkpoint."""
     found = checkpoint.complete(out / "checkpoints")
-    facts = checkpoint.facts_of(found[-1]) if found else {}
+    return found[-1] if found else None
+
+
+def taught_by(last: Path | None) -> Taught:
+    """What a checkpoint tells of the run's alignment."""
+    facts = checkpoint.facts_of(last) if last else {}
     # Earlier versions did not tell the teacher's.
     return Taught(facts.get("images", 0), **facts.get("teacher", {}))
 
@@ -74,7 +79,7 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
     """
     if not (out / "run.yaml").is_file():
         raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
-    before, now = _leaves(to_dict(Run.load(out / "run.yaml"))), _leaves(to_dict(run))
+    before, now = leaves(to_dict(Run.load(out / "run.yaml"))), leaves(to_dict(run))
     free = (
         FREE_ON_RESUME | moved | ({"train.images"} if run.optim.schedule == "constant" else set())
     )
@@ -100,13 +105,14 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
         )
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of a tree of fields by their dotted names."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {
         key: value
         for name, branch in tree.items()
-        for key, value in _leaves(branch, f"{path}.{name}" if path else name).items()
+        for key, value in leaves(branch, f"{path}.{name}" if path else name).items()
     }
 
 
@@ -138,18 +144,16 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    out: Path,
+    last: Path | None,
     state: State,
     model: nn.Module,
     optimizer: Any,
     ema: EMA,
     beside: nn.Module | None = None,
 ) -> None:
-    """The newest complete checkpoint; a run killed before its first one begins again."""
-    found = checkpoint.complete(out / "checkpoints")
-    if not found:
+    """Go on from a checkpoint; a run killed before its first one begins again."""
+    if last is None:
         return
-    last = found[-1]
     facts = checkpoint.facts_of(last)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weights = {name: checkpoint.load(last, name)

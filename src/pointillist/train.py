@@ -3,6 +3,9 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
 from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate
 from pointillist.engine.recompute import recompute_blocks
+from pointillist.engine.ranks import Ranks, joined
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
-from pointillist.gradient import advice, attempt
+from pointillist.gradient import Step, advice, attempt
 from pointillist.layers.fused import hidden_weights
-from pointillist.losses.align import Taught, build_alignment
+from pointillist.losses.align import build_alignment
 from pointillist.models import Network
 from pointillist.monitor import Grid, Judging, Validation
 from pointillist.run import Run, to_dict
@@ -29,14 +33,16 @@ from pointillist.runfolder import (
     State,
     begin,
     check_same,
+    leaves,
     load_checkpoint,
     load_weights,
+    newest,
     save_checkpoint,
     taught_by,
 )
 from pointillist.sample import Trained
 from pointillist.snapshots import drop_later_snapshots, save_snapshot
-from pointillist.types import InputError
+from pointillist.types import InputError, Spec
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,31 +51,44 @@ def train(run: Run, out: str | Path, resume: bool = False, report: Report | None
     """Train `run` into the folder `out` and return the network with its first EMA's weights.
 
     `report` sees every event that goes into the log. Raises InputError before anything is computed
-    where run and data contradict each other, Interrupted after SIGINT or SIGTERM.
+    where run and data contradict each other, Interrupted after SIGINT or SIGTERM. The processes
+    that torchrun starts train as one: each takes its share of every batch, rank 0 writes.
     """
-    pick_device(run.device)  # a slip here leaves no folder behind
-    tracks = Tracks(run.train.track, Path(out))  # nor does a tracker that is not installed
+    with joined() as ranks:
+        pick_device(run.device)  # a slip here leaves no folder behind
+        share_of(run.train.batch, ranks)
+        # Nor does a tracker that is not installed.
+        tracks = Tracks(run.train.track if ranks.leads else (), Path(out))
 
-    def tell(event: dict[str, Any]) -> None:
-        tracks(event)
-        if report:
-            report(event)
+        def tell(event: dict[str, Any]) -> None:
+            if not ranks.leads:
+                return
+            tracks(event)
+            if report:
+                report(event)
 
-    with locked(Path(out)), StopRequest() as stop, tracks:
-        return _train(run, Path(out), resume, tell, stop, tracks)
+        lock = locked(Path(out)) if ranks.leads else nullcontext()
+        with lock, StopRequest() as stop, tracks:
+            return _train(run, Path(out), resume, tell, stop, tracks, ranks)
 
 
 def _train(
-    run: Run, out: Path, resume: bool, report: Report, stop: StopRequest, tracks: Tracks
-) -> Trained:
+    run: Run, out: Path, resume: bool, report: Report, stop: StopRequest, tracks: Tracks,
+    ranks: Ranks,
+) -> Trained:  # fmt: skip
     # Setup.
-    device = pick_device(run.device)
+    device = ranks.place(pick_device(run.device))
     source, test = run.data.open("train"), run.data.open("test")
     run.check(source.spec)
-    taught = taught_by(out) if resume else Taught()
-    facts = describe(run, source.spec, taught)
-    refuse_too_large(run, facts, free_memory(device), str(device))
-    judging = Judging(run, source.spec, out, device)
+    check_alike(run, source.spec, ranks)
+    last_saved = to_resume(out, ranks) if resume else None
+    taught = taught_by(last_saved)
+    # What is in the memory together is a rank's share at most.
+    at_once = min(run.train.at_once, share_of(run.train.batch, ranks))
+    here = replace(run, train=replace(run.train, micro_batch=at_once)) if ranks.count > 1 else run
+    facts = describe(here, source.spec, taught)
+    refuse_too_large(here, facts, ranks.part_of(free_memory(device), device), str(device))
+    judging = Judging(here, source.spec, out, device)
     torch.manual_seed(run.seed)
     model = run.model.build(source.spec).to(device)
     if run.train.gradient_checkpointing:
@@ -79,55 +98,71 @@ def _train(
     alignment = build_alignment(run.loss.align, model, device, taught)
     beside = [] if alignment is None else list(alignment.parameters())
     parameters = [*(p for p in model.parameters() if p.requires_grad), *beside]
+    ranks.broadcast([*model.parameters(), *beside])
     optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
     ema = EMA(model, run.train.ema, run.train.ema_warmup, run.train.ema_power)
     log, state = Log(out / "log.jsonl"), State()
 
+    def emit(event: dict[str, Any]) -> None:
+        if ranks.leads:
+            log.write(event)
+            report(event)
+
     # Load.
-    if resume:
+    if resume and ranks.leads:
         # A teacher whose digest is the one the checkpoint tells may lie elsewhere.
         known = alignment is not None and alignment.teacher is not None and taught.digest
         check_same(run, source.spec, out, frozenset({"loss.align.teacher"} if known else ()))
-        load_checkpoint(out, state, model, optimizer, ema, alignment)
+    load_checkpoint(last_saved, state, model, optimizer, ema, alignment)
+    if resume and ranks.leads:
         run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
         drop_later_snapshots(out, state.images)
-    else:
+    elif ranks.leads:
         begin(run, source.spec, out)
     tracks.begin(state.images, to_dict(run))
     if not state.images:
         for file in dict.fromkeys((*source.refused, *test.refused)):
-            emit(refusal(file, 0), log, report)
+            emit(refusal(file, 0))
     report(
-        {"event": "begin", "images": state.images, "device": str(device), "out": str(out), **facts}
-    )
-    grid = Grid(run, source.spec, test, out, device, tracks)
+        {"event": "begin", "images": state.images, "device": str(device), "ranks": ranks.count,
+         "out": str(out), **facts}
+    )  # fmt: skip
+    grid = Grid(here, source.spec, test, out, device, tracks)
     # The log of a run that goes on already names what was refused.
     validation = Validation(
-        run, test, None if state.images else lambda file: emit(refusal(file, 0), log, report)
+        here, test, None if state.images else lambda file: emit(refusal(file, 0))
     )
 
-    if state.images and saves_at(run, state.images) and not grid.path(state.images).exists():
+    due = ranks.leads and state.images and saves_at(run, state.images)
+    if due and not grid.path(state.images).exists():
         grid(model, ema, state.images)  # the kill came between the checkpoint and its pictures
 
     # Loop.
     model.train()
     begun, images_at_begin = time.perf_counter(), state.images
+    size, refused = run.train.batch, list[dict[str, Any]]()
     for batch in batches(
-        source, run.seed, state.images, run.train.images, run.train.batch, run.train.workers,
-        lambda file, images: emit(refusal(file, images), log, report),
+        source, run.seed, state.images, run.train.images, size, run.train.workers,
+        lambda file, images: refused.append(refusal(file, images)), (ranks.rank, ranks.count),
     ):  # fmt: skip
-        size = batch.x.shape[0]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
-        terms = attempt(run, network, batch, device, alignment=alignment)
+        step = Step(state.images, size)
+        terms = attempt(run, network, batch, device, alignment=alignment, step=step)
         if terms is None:
-            raise InputError(advice(run, network, optimizer, batch, device, alignment))
+            raise InputError(advice(run, network, optimizer, batch, device, alignment, step))
+        told = ranks.meet(stop=stop.asked, refused=refused)  # all go on from here, or none
+        for event in chain(*told["refused"]):
+            emit(event)
+        refused.clear()
+        ranks.sum_gradients(parameters)
         clip_field, clip = clip_norm(run.optim, state.images + size)
         norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
         # The one wait for the device in a step: whether it may be taken, and its figures.
-        names = [*terms, "grad_norm"]
-        figures = dict(zip(names, torch.stack([*terms.values(), norm]).tolist(), strict=True))
+        sums = ranks.sum(torch.stack([*terms.values()]))
+        found = torch.cat((sums, norm[None])).tolist()
+        figures = dict(zip([*terms, "grad_norm"], found, strict=True))
         finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
         if finite:
             optimizer.step()
@@ -140,38 +175,39 @@ def _train(
 
         if not finite:
             event = {"event": "skipped", "images": state.images, "in_a_row": state.in_a_row}
-            emit(event, log, report)
+            emit(event)
             if state.in_a_row >= run.train.patience:
                 raise InputError(
                     f"loss or gradient was not finite in {state.in_a_row} steps in a row at "
                     f"{state.images} images; begin again in another --out with a lower optim.lr "
                     f"(it is {run.optim.lr:g}) or {clip_field} (it is {clip:g}; 0 is none)"
                 )
-        stopping = stop.asked and state.images < run.train.images  # asked once: it may change
+        stopping = bool(told["stop"]) and state.images < run.train.images
         last = stopping or state.images >= run.train.images
         if passed(before, state.images, run.train.log_every) or last:
             event = {"event": "step", "images": state.images, **state.means()}
             event["lr"] = optimizer.param_groups[0]["lr"]
             speed = (state.images - images_at_begin) / (time.perf_counter() - begun)
             event["images_per_second"] = round(speed, 2)
-            emit(event, log, report)
+            emit(event)
         due = saves_at(run, state.images)
-        if snapshot_at(run, state.images):
+        if ranks.leads and snapshot_at(run, state.images):
             pause = time.perf_counter()
             save_snapshot(out, state.images, ema)  # before the checkpoint that vouches for it
             begun += time.perf_counter() - pause
         every = run.evaluate.every
-        if every and not stopping and (last or passed(before, state.images, every)):
+        judges = every and not stopping and (last or passed(before, state.images, every))
+        if ranks.leads and judges:
             pause = time.perf_counter()
             event = {"event": "evaluation", "images": state.images}
-            emit({**event, **judging(model, ema, state.images)}, log, report)
+            emit({**event, **judging(model, ema, state.images)})
             begun += time.perf_counter() - pause
-        if due or last:
+        if ranks.leads and (due or last):
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.
             losses = validation(model, network, ema) if due else {}
             if losses:
-                emit({"event": "validation", "images": state.images, **losses}, log, report)
+                emit({"event": "validation", "images": state.images, **losses})
             log.sync()
             tracks.flush()
             save_checkpoint(out, run, state, model, optimizer, ema, alignment)
@@ -183,6 +219,49 @@ def _train(
 
     load_weights(model, ema.state(run.train.ema[0]))
     return Trained(run, source.spec, model, device)
+
+
+def share_of(batch: int, ranks: Ranks) -> int:
+    """How much of every batch each rank takes; InputError where they cannot take the same."""
+    if batch % ranks.count:
+        raise InputError(
+            f"train.batch is {batch}, which {ranks.count} processes cannot share evenly; make it a "
+            f"multiple of {ranks.count}"
+        )
+    return batch // ranks.count
+
+
+def check_alike(run: Run, spec: Spec, ranks: Ranks) -> None:
+    """InputError where the ranks were told of different runs, or have different data."""
+    if ranks.count == 1:
+        return
+    known = {**leaves(to_dict(run)), "fingerprint": spec.fingerprint}
+    first, *others = ranks.gather(known)
+    for rank, other in enumerate(others, 1):
+        for name in sorted((first.keys() | other.keys()) - {"data.path", "fingerprint"}):
+            if first.get(name) != other.get(name):
+                raise InputError(
+                    f"{name} is {other.get(name)} on rank {rank} and {first.get(name)} on rank 0; "
+                    f"start all with the same words"
+                )
+        if first["fingerprint"] != other["fingerprint"]:
+            raise InputError(
+                f"data.path holds other data on rank {rank} than on rank 0; give all machines the "
+                f"same"
+            )
+
+
+def to_resume(out: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint that rank 0 finds the newest; InputError where another does not see it."""
+    found = newest(out) if ranks.leads else None
+    name = ranks.first(found.name if found else "")
+    last = out / "checkpoints" / name if name else None
+    if last is not None and not last.is_dir():
+        raise InputError(
+            f"{last} is not there on rank {ranks.rank}; choose an --out on a disk that all "
+            f"machines share"
+        )
+    return last
 
 
 def check_places(run: Run, network: Network) -> None:
@@ -219,8 +298,3 @@ def snapshot_at(run: Run, images: int) -> bool:
 
 def refusal(file: Refused, images: int) -> dict[str, Any]:
     return {"event": "refused", "images": images, "file": file.file, "reason": file.reason}
-
-
-def emit(event: dict[str, Any], log: Log, report: Report) -> None:
-    log.write(event)
-    report(event)

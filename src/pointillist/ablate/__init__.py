@@ -24,7 +24,7 @@ from pointillist.metrics.features import open_extractor
 from pointillist.metrics.names import GENERATED
 from pointillist.monitor import Judging
 from pointillist.run import Run, read_source, run_folder, to_dict
-from pointillist.runfolder import check_same, taught_by
+from pointillist.runfolder import check_same, newest, taught_by
 from pointillist.train import Report, train
 from pointillist.types import InputError, Spec
 from pointillist.version import made_by
@@ -145,7 +145,7 @@ def check(
             enough(plan, open_extractor(plan.extractor, device), available)
     saved = complete(folder / "checkpoints")
     if (folder / "run.yaml").is_file():
-        teacher = {"loss.align.teacher"} if taught_by(folder).digest else set()
+        teacher = {"loss.align.teacher"} if taught_by(newest(folder)).digest else set()
         check_same(run, spec, folder, frozenset(teacher))
         if saved and int(saved[-1].name) >= run.train.images + run.train.batch:
             raise InputError(

@@ -70,6 +70,13 @@ def _ranges(start: int, stop: int, batch: int) -> Iterator[range]:
         yield range(first, first + batch)
 
 
+def _part(numbers: range, part: tuple[int, int]) -> range:
+    """The i-th of n equal parts of a range, for `part` = (i, n)."""
+    place, parts = part
+    size = len(numbers) // parts
+    return numbers[place * size : (place + 1) * size]
+
+
 class _Whole:
     """The rows as they are: torch's own collation knows neither None nor captions."""
 
@@ -78,16 +85,18 @@ class _Whole:
 
 
 def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the workers too; it is the training process that answers it."""
+    """Ctrl-C, and torchrun's word to end, reach the workers too; the training process answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Ranges(torch.utils.data.Sampler[Any]):
-    def __init__(self, start: int, stop: int, batch: int) -> None:
-        self.arguments = (start, stop, batch)
+    def __init__(self, start: int, stop: int, batch: int, part: tuple[int, int]) -> None:
+        self.arguments, self.part = (start, stop, batch), part
 
     def __iter__(self) -> Iterator[range]:
-        return _ranges(*self.arguments)
+        for numbers in _ranges(*self.arguments):
+            yield _part(numbers, self.part)
 
 
 def batches(
@@ -98,28 +107,31 @@ def batches(
     batch: int,
     workers: int = 0,
     refused: Callable[[Refused, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Whole batches of samples start, start + 1, ... until `stop` is reached or passed.
 
     Sets in memory use no workers. A run that is made longer is then the same as one that was long
     from the beginning.
     `refused` hears of every unreadable file, and up to which sample number its batch goes.
+    Of every batch comes the i-th of n equal parts, for `part` = (i, n), in which n divides `batch`.
     """
     if source.in_memory:
         workers = 0
     loader: DataLoader[Rows | InputError] = DataLoader(
         _Numbered(source, seed),
-        sampler=_Ranges(start, stop, batch),
+        sampler=_Ranges(start, stop, batch, part),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         collate_fn=_Whole(),
         worker_init_fn=_leave_interrupts,
     )
-    for numbers, rows in zip(_ranges(start, stop, batch), loader, strict=True):
+    for whole, rows in zip(_ranges(start, stop, batch), loader, strict=True):
         if isinstance(rows, InputError):
             raise rows
         if refused is not None:
             for file in rows.refused:
-                refused(file, numbers.stop)
+                refused(file, whole.stop)
+        numbers = _part(whole, part)
         yield to_batch(rows, torch.arange(numbers.start, numbers.stop), source.spec)
