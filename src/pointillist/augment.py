@@ -51,7 +51,10 @@ class AugmentConfig:
                 )
         turn = draw.bits("flip") & 1 if self.flip else torch.zeros_like(draw.index)
         if self.flip:
+            mirrored, x = batch.mirrored, batch.x
             batch = _each(batch, lambda v: _flipped(v, turn.bool(), -1))
+            if mirrored is not None:  # latents are not turned: the picture was, and then encoded
+                batch = batch._replace(x=torch.where(_column(turn.bool(), x), mirrored, x))
         if not self.geometric:
             return batch
         labels, back = self._drawn(draw, turn.float(), _edges(batch.x))
@@ -109,8 +112,11 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def _flipped(
     values: Float[Tensor, "b c *space"], turn: Bool[Tensor, " b"], axis: int
 ) -> Float[Tensor, "b c *space"]:
-    column = turn.view(-1, *[1] * (values.dim() - 1))
-    return torch.where(column, values.flip(axis), values)
+    return torch.where(_column(turn, values), values.flip(axis), values)
+
+
+def _column(turn: Bool[Tensor, " b"], like: Tensor) -> Bool[Tensor, "b *ones"]:
+    return turn.view(-1, *[1] * (like.dim() - 1))
 
 
 def _moved(

@@ -114,7 +114,7 @@ def sample(
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
     from pointillist.pictures import contact_sheet, flat, save_png
-    from pointillist.request import Ask
+    from pointillist.request import Ask, check_pixels
     from pointillist.run import Run
     from pointillist.sample import load, untrained
 
@@ -143,6 +143,7 @@ def sample(
     )  # fmt: skip
     known, again = None, 0
     if hints is not None:
+        check_pixels(trained.spec)
         known, again = read_pixels(hints, trained.spec.channels, ask.size or trained.spec.size)
     begun = time.perf_counter()
     with Drawing(count) as drawing:

@@ -55,6 +55,7 @@ def data_pack(
 ) -> None:
     """Write a set as one zip file with dataset.json, the form that EDM's code reads too."""
     from pointillist.console import Drawing
+    from pointillist.data.latent import pictures_of
     from pointillist.data.pack import check_out, count, pack
     from pointillist.data.report import shown
 
@@ -65,7 +66,7 @@ def data_pack(
     if split not in splits:
         raise InputError(f"--split is {split}; it is one of {', '.join(splits)}")
     check_out(out)  # before a set is read for nothing
-    data, wanted = _data(source, overrides), parse_size(size) if size else None
+    data, wanted = pictures_of(_data(source, overrides)), parse_size(size) if size else None
     pair = None if wanted is None else (wanted[0], wanted[1])
     with Drawing(count(data, split)) as drawing:
         packed = pack(data, out, pair, crops[crop] if crop else None, splits[split], drawing)

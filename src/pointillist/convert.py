@@ -199,7 +199,8 @@ def promise(run: Run, seen: Seen) -> Spec:
     axes = grid_axes(run.data.grid)
     if seen.channels not in (1, 3):
         return Spec(channels=seen.channels, axes=axes, classes=classes, unit="latent",
-                    offset=(0.0,) * seen.channels, scale=(1.0,) * seen.channels)  # fmt: skip
+                    offset=(0.0,) * seen.channels, scale=(1.0,) * seen.channels,
+                    bounded=False)  # fmt: skip
     level = (127.5,) * seen.channels
     return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level)
 

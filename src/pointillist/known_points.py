@@ -11,6 +11,7 @@ from pointillist.layers.observations import centres, to_points
 from pointillist.measure import Mask
 from pointillist.models import Network
 from pointillist.objective import Interpolant
+from pointillist.request import check_pixels
 from pointillist.types import Given, InputError, Spec, Takes
 
 SAME = 1e-6  # places that are no farther apart are one place
@@ -25,6 +26,7 @@ def observed(
     takes: Takes,
 ) -> Known:
     """What is known of `count` fields, in the form that the network takes; see `known_of`."""
+    check_pixels(spec)
     if takes.observations != "scattered" or not isinstance(known, Given):
         return known_of(known, count, spec.channels, size)
     there = size if known.seen is None else tuple(getattr(known.seen, "shape", ())[2:])

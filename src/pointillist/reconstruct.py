@@ -24,7 +24,7 @@ from pointillist.metrics.posterior import order_for
 from pointillist.picture_files import open_named, reading
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.posterior import Posterior
-from pointillist.request import ask_of
+from pointillist.request import ask_of, check_pixels
 from pointillist.sample import Trained
 from pointillist.tasks import read_mask
 from pointillist.types import Given, InputError, Spec
@@ -56,6 +56,7 @@ class Question(NamedTuple):
 
 def read_picture(path: Path, spec: Spec) -> Float[Tensor, "1 c h w"]:
     """A picture at its own size, in [-1, 1]; InputError where the run cannot have such a one."""
+    check_pixels(spec)
     if len(spec.size) != 2 or spec.channels not in (1, 3):
         raise InputError(f"{path}: the run has {spec.channels} channels on {len(spec.size)} axes, "
                          f"and pictures are grey or colour on two")  # fmt: skip
@@ -92,6 +93,7 @@ def masked(path: Path, spec: Spec, mask_file: Path) -> Question:
 
 def pointed(table: Path, spec: Spec, size: tuple[int, ...], truth: Path | None) -> Question:
     """The pixels of a table are seen, on a picture of `size` or of the size of `truth`."""
+    check_pixels(spec)
     whole = None if truth is None else read_picture(truth, spec)
     found = read_pixels(table, spec.channels, size if whole is None else tuple(whole.shape[2:]))
     assert found.given.seen is not None and found.given.mask is not None

@@ -68,6 +68,13 @@ def check_guide(ours: tuple[Run, Spec], theirs: tuple[Run, Spec], size: tuple[in
             f"the guide has {guide_spec.channels} channels on {len(guide_spec.size)} axes, the run "
             f"{spec.channels} on {len(spec.size)}; take a guide of the same data"
         )
+    if (spec.code, spec.scale, spec.offset) != (
+        guide_spec.code, guide_spec.scale, guide_spec.offset
+    ):  # fmt: skip
+        raise InputError(
+            "the guide's data are in other units than the run's, or its latents of another "
+            "autoencoder; take a guide of the same data"
+        )
     if guide_spec.classes and spec.classes != guide_spec.classes:
         raise InputError(
             f"the guide has {len(guide_spec.classes)} classes that are not the run's "

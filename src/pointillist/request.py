@@ -1,5 +1,6 @@
 """What is asked of a trained network, and what comes back."""
 
+import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pointillist.consistent import Consistency
+from pointillist.engine.device import DTYPES
 from pointillist.guidance import GuidanceConfig, label_number
 from pointillist.types import InputError, Spec, config
 
@@ -33,6 +35,7 @@ class Ask:
     consistency: Consistency | None = None
     tile: float | None = None  # edge of the boxes that a local model is asked in; of [-1, 1], 2
     noise: float = 0.0  # standard deviation of what is known, in the picture's units of [-1, 1]
+    latents: bool = False  # of a run of latents: these, in the network's units, not pictures
 
 
 def ask_of(fields: dict[str, Any]) -> Ask:
@@ -131,9 +134,15 @@ def places_of(where: Any, count: int, axes: int) -> Float[Tensor, "b k s"] | Non
 
 
 def state_size(ask: Ask, spec: Spec, places: Float[Tensor, "b k s"] | None) -> tuple[int, ...]:
-    """The state's axes of space: those of a grid, or one of all places that are asked for."""
+    """The state's axes of space: those of a grid, or one of all places that are asked for.
+
+    A size that is asked for is that of pictures, whatever they are made of.
+    """
     trained = spec.size
     if places is not None:
+        if spec.code is not None:
+            raise InputError("where is given, but the run has latents, which are decoded as whole "
+                             "pictures; ask for a size")  # fmt: skip
         if ask.size is not None:
             raise InputError("size and where are both given; ask for a grid or for places")
         return (places.shape[1],)
@@ -146,7 +155,45 @@ def state_size(ask: Ask, spec: Spec, places: Float[Tensor, "b k s"] | None) -> t
     if len(size) != len(trained):
         shown = "x".join(map(str, size))
         raise InputError(f"size {shown} has {len(size)} axes; the run has {len(trained)}")
-    return size
+    if spec.code is None or not ask.size:
+        return size
+    factor = spec.code.factor
+    if any(n % factor for n in size):
+        shown, near = ("x".join(map(str, grid)) for grid in
+                       (size, (max(n // factor, 1) * factor for n in size)))  # fmt: skip
+        raise InputError(f"size {shown} is no multiple of {factor}, the factor of the run's "
+                         f"autoencoder; {near} would do")  # fmt: skip
+    return tuple(n // factor for n in size)
+
+
+def check_pixels(spec: Spec) -> None:
+    """InputError where known pixels say nothing of what the network draws."""
+    if spec.code is not None:
+        raise InputError("known pixels are given, but the run has latents, of which they tell "
+                         "nothing; take a run of pixels")  # fmt: skip
+
+
+def check_numbers(ask: Ask, spec: Spec) -> None:
+    """InputError for a number that no request may have, and for latents of a run of pixels."""
+    if ask.count < 1 or ask.batch < 1:
+        raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
+    if ask.seed < 0:
+        raise InputError(f"seed is {ask.seed}; it must be 0 or more")
+    if not 0 <= ask.noise < math.inf:
+        raise InputError(f"noise is {ask.noise}; that of known values is 0 or more, and finite")
+    if ask.dtype not in DTYPES:
+        raise InputError(f"dtype is {ask.dtype}; it is one of {', '.join(DTYPES)}")
+    if ask.latents and spec.code is None:
+        raise InputError("latents is true, but the run has pixels; leave it out")
+
+
+def too_many(count: int, size: tuple[int, ...], spec: Spec, device: torch.device) -> InputError:
+    """What is said where so many pictures do not fit into the memory at once."""
+    factor = 1 if spec.code is None else spec.code.factor
+    shown, fits = "x".join(str(n * factor) for n in size), count // 2
+    remedy = f"try --batch {fits}" if fits else "ask for a smaller --size"
+    return InputError(f"{count} of {shown} pixels at once do not fit into the memory of {device}; "
+                      f"{remedy}")  # fmt: skip
 
 
 class Prepared(NamedTuple):
@@ -160,7 +207,9 @@ class Prepared(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Pictures in [-1, 1], their labels (-1: none), and network evaluations spent on each."""
+    """Pictures in [-1, 1], or latents where these are asked for, their labels (-1: none), and
+    network evaluations spent on each.
+    """
 
     x: Tensor
     label: Tensor | None

@@ -74,6 +74,7 @@ class Run:
         self._check_augment(spec)
         self._check_steps()
         self._check_placed(spec)
+        self._check_code(spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
@@ -200,6 +201,21 @@ class Run:
                     f"{remedy.partition('=')[0]} is for pictures, but the data are crops of a "
                     f"field; set {remedy}"
                 )
+
+    def _check_code(self, spec: Spec) -> None:
+        """What is told of pixels cannot be had of latents."""
+        if spec.code is None:
+            return
+        if self.task.observes:
+            raise InputError(
+                f"task.kind is {self.task.kind}, but the data are latents, and a known pixel is no "
+                f"known latent; set task.kind=generate"
+            )
+        if self.augment.flip and not getattr(self.data, "flip", False):
+            raise InputError(
+                "augment.flip is true, but the latent of a picture turned round is not its latent "
+                "turned round; set data.flip=true to encode both, or augment.flip=false"
+            )
 
     def _check_tasks(self) -> None:
         """What one of the tasks says, against the rest of the configuration."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from pointillist.data.latent import check_same_code
 from pointillist.engine import checkpoint
 from pointillist.engine.ema import EMA
 from pointillist.engine.optim import load_optimizer_state, optimizer_state
@@ -19,7 +20,8 @@ from pointillist.types import InputError, Spec
 # moved; that they are the same is told from their fingerprint.)
 FREE_ON_RESUME = {
     "device", "data.path", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
-    "train.track", "train.ema_snapshot", "train.gradient_checkpointing",
+    "train.track", "train.ema_snapshot", "train.gradient_checkpointing", "data.of.path",
+    "data.autoencoder", "data.cache", "data.device",
 }  # fmt: skip
 
 
@@ -92,7 +94,10 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
                 f"{field} is {now.get(field)}, but the run in {out} has {before.get(field)}; "
                 f"resume with the same value or choose another --out"
             )
-    begun_with = read_spec(out).fingerprint
+    kept = read_spec(out)
+    if kept.code is not None and spec.code is not None:
+        check_same_code(kept, spec, getattr(run.data, "autoencoder", ""))
+    begun_with = kept.fingerprint
     if begun_with != spec.fingerprint and not begun_with:
         raise InputError(
             f"the run in {out} was converted from published weights, and there is no optimizer "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pointillist.data.latent import decoded, decoder_of
 from pointillist.draws import Draw
-from pointillist.engine.device import DTYPES, autocast, is_out_of_memory, pick_device
+from pointillist.engine.device import autocast, is_out_of_memory, pick_device
 from pointillist.guidance import (
     AutoConfig,
     Count,
@@ -31,11 +31,14 @@ from pointillist.request import (
     Prepared,
     Samples,
     ask_of,
+    check_numbers,
+    check_pixels,
     finer,
     labels_of,
     places_of,
     plain_label,
     state_size,
+    too_many,
 )
 from pointillist.run import Run
 from pointillist.runfolder import check_shapes, read_spec
@@ -108,6 +111,7 @@ class Trained:
         for name, value, least in (("draws", draws, 1), ("first", first, 0)):
             if value < least:
                 raise InputError(f"{name} is {value}; it is {least} or more")
+        check_pixels(self.spec)
         label = plain_label(-1 if label is None and self.spec.classes else label)
         count = rows_of(known)
         count = len(label) if count == 1 and isinstance(label, tuple) else count
@@ -239,15 +243,12 @@ class Trained:
                 walk = Walk(sampler, times, ask.consistency or self.run.sample.consistency,
                             at_places, watch)  # fmt: skip
                 x = walk(field, begin, noise, part, ask.noise, shows)
+                if self._decodes(ask):
+                    x = decoded(self.run.data, self.spec, x, self.device)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                fits = index.shape[0] // 2
-                remedy = f"try --batch {fits}" if fits else "ask for a smaller --size"
-                raise InputError(
-                    f"{index.shape[0]} of {'x'.join(map(str, size))} pixels at once do not fit "
-                    f"into the memory of {self.device}; {remedy}"
-                ) from None
+                raise too_many(index.shape[0], size, self.spec, self.device) from None
             parts.append(x.float().cpu())
             nfe = count.nfe
             if progress is not None:
@@ -260,16 +261,11 @@ class Trained:
         """What the request and the run say together; InputError where it cannot be answered."""
         self.run.check_sigma()
         size = state_size(ask, self.spec, places)
+        if self._decodes(ask):
+            decoder_of(self.run.data, self.spec, self.device)  # refused now, not after the walk
         if places is not None:
             check_places(places, self.network, self.run.objective)
-        if ask.count < 1 or ask.batch < 1:
-            raise InputError(f"count is {ask.count} and batch {ask.batch}; both are 1 or more")
-        if ask.seed < 0:
-            raise InputError(f"seed is {ask.seed}; it must be 0 or more")
-        if not 0 <= ask.noise < math.inf:
-            raise InputError(f"noise is {ask.noise}; that of known values is 0 or more, and finite")
-        if ask.dtype not in DTYPES:
-            raise InputError(f"dtype is {ask.dtype}; it is one of {', '.join(DTYPES)}")
+        check_numbers(ask, self.spec)
         sampler = ask.sampler or self.run.sample.sampler
         check_sampler(sampler)
         times = self.run.sample.walk(ask.steps, self.run.objective)
@@ -282,6 +278,10 @@ class Trained:
         purpose = "sample" if step is None else f"step {step}"
         noise = self.run.objective.noise(draw, shape, purpose, where)
         return noise.to(self.device)  # no copy at home
+
+    def _decodes(self, ask: Ask) -> bool:
+        """Whether what the network draws are latents, and pictures are asked for."""
+        return self.spec.code is not None and not ask.latents
 
     def _shows(self, ask: Ask) -> bool:
         """Whether the network is shown what is known.

@@ -44,6 +44,8 @@ class Batch(NamedTuple):
     caption: tuple[tuple[str, ...], ...] | None = None
     augment: Float[Tensor, "b a"] | None = None
     row: Int[Tensor, " b"] | None = None  # which picture of the data each sample is
+    # The samples turned round along their last axis, where turning `x` would not give them.
+    mirrored: Float[Tensor, "b c *space"] | None = None
 
     def part(self, which: slice) -> "Batch":
         """Some of the samples."""
@@ -190,6 +192,18 @@ class Axis:
 
 
 @config
+class Code:
+    """What latents are made of: pictures of `channels`, `factor` pixels to a cell on each axis.
+
+    `digest` is of all that the autoencoder's answers come from; "": nobody has opened its weights.
+    """
+
+    factor: int
+    channels: int = 3
+    digest: str = ""
+
+
+@config
 class Spec:
     """What a data set promises; kept with the run, and all that a model is built from.
 
@@ -207,6 +221,8 @@ class Spec:
     samples: int = 0
     fingerprint: str = ""
     placed: bool = False  # samples lie somewhere in the bounds and say where, as crops of a field
+    bounded: bool = True  # samples lie in [-1, 1] in the network's units, as levels do
+    code: Code | None = None  # samples are latents of an autoencoder; None: they are what is shown
 
     AXIS_NAMES: ClassVar[tuple[str, ...]] = ("depth", "height", "width")
 
@@ -222,7 +238,14 @@ class Spec:
     @property
     def largest(self) -> float:
         """What no known value exceeds in the network's units: levels end, standardised ones not."""
-        return 1e30 if self.placed else 1.0
+        return 1e30 if self.placed or not self.bounded else 1.0
+
+    @property
+    def shown(self) -> tuple[int, tuple[int, ...]]:
+        """Channels and size of what is looked at: of latents the decoded picture's."""
+        if self.code is None:
+            return self.channels, self.size
+        return self.code.channels, tuple(n * self.code.factor for n in self.size)
 
     def to_unit(self, points: Any) -> Float[Tensor, "*b s"]:
         """Points in the axes' own units, one column an axis, as the network's coordinates."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pointillist.data.report import Refused
 from pointillist.data.source import Rows, Source
-from pointillist.draws import permutation
+from pointillist.draws import Draw, permutation
 from pointillist.types import Batch, InputError, Spec
 
 
@@ -36,17 +36,30 @@ class Order:
         return found
 
 
-def to_batch(rows: Rows, numbers: Tensor, spec: Spec) -> Batch:
-    """Stored values to the network's units: (v - offset)/scale, float32."""
-    x = rows.x.float()
-    shape = (1, -1, *[1] * (x.dim() - 2))
+def to_batch(rows: Rows, numbers: Tensor, spec: Spec, seed: int | None = None) -> Batch:
+    """Stored values to the network's units: (v - offset)/scale, float32.
+
+    Rows with a spread are drawn within it, by `seed` and the sample's number; without a seed they
+    are their mean.
+    """
+    shape = (1, -1, *[1] * (rows.x.dim() - 2))
     offset, scale = torch.tensor(spec.offset).view(shape), torch.tensor(spec.scale).view(shape)
-    x = (x - offset) / scale
+
+    def drawn(values: Tensor, spread: Tensor | None) -> Tensor:
+        values = values.float()
+        if spread is not None and seed is not None:
+            noise = Draw(seed, numbers).normal("posterior", tuple(values.shape[1:]))
+            values = values + spread.float() * noise
+        return (values - offset) / scale
+
+    x, mirrored = drawn(rows.x, rows.spread), None
+    if rows.mirrored is not None:
+        mirrored = drawn(rows.mirrored, rows.mirrored_spread)
     if rows.weight is not None:  # 0 times NaN is NaN
         x = torch.where(rows.weight > 0, x, 0)
     return Batch(
         numbers, x, where=rows.where, weight=rows.weight, label=rows.label, caption=rows.caption,
-        row=rows.row,
+        row=rows.row, mirrored=mirrored,
     )  # fmt: skip
 
 
@@ -134,4 +147,4 @@ def batches(
             for file in rows.refused:
                 refused(file, whole.stop)
         numbers = _part(whole, part)
-        yield to_batch(rows, torch.arange(numbers.start, numbers.stop), source.spec)
+        yield to_batch(rows, torch.arange(numbers.start, numbers.stop), source.spec, seed)

@@ -21,6 +21,9 @@ class Rows(NamedTuple):
     row: Tensor | None = None  # the numbers that were asked for, where the reader adds them
     where: Tensor | None = None  # "b k s" in [-1, 1], of samples that lie somewhere in a field
     weight: Tensor | None = None  # "b 1 *space", 0 where `x` is missing and may be NaN
+    spread: Tensor | None = None  # as `x`: a sample is drawn from a normal about it, this deviation
+    mirrored: Tensor | None = None  # as `x`: the samples turned round, where turning `x` is not it
+    mirrored_spread: Tensor | None = None
 
 
 @runtime_checkable

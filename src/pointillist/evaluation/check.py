@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from pointillist.data.latent import pictures_of
 from pointillist.data.source import Source
 from pointillist.evaluation.plan import KEPT, Plan
 from pointillist.frozen.alexnet import SMALLEST
@@ -18,7 +19,7 @@ from pointillist.types import Given, InputError, Spec
 
 def open_split(run: Run, plan: Plan) -> Source:
     """The real pictures that generated ones are held against."""
-    return run.data.open("train" if plan.split == "train" else "test")
+    return pictures_of(run.data).open("train" if plan.split == "train" else "test")
 
 
 def check(trained: Trained, plan: Plan) -> None:
@@ -54,15 +55,16 @@ def check_run(run: Run, spec: Spec, plan: Plan) -> None:
                 f"learnt that; ask for {', '.join(RESTORED)} or hinted, or train with "
                 f"{task.remedy}"
             )
-    size = "x".join(map(str, spec.size))
+    channels, shown = spec.shown
+    size = "x".join(map(str, shown))
     for metric in plan.of(GENERATED):
-        if len(spec.size) != 2 or spec.channels not in (1, 3):
+        if len(spec.size) != 2 or channels not in (1, 3):
             raise InputError(
-                f"metric {metric.name} is of grey or colour pictures, and the run has "
-                f"{spec.channels} channels on {size}; ask for others"
+                f"metric {metric.name} is of grey or colour pictures, and the run has {channels} "
+                f"channels on {size}; ask for others"
             )
     for metric in plan.of((*RESTORED, "velocity", "hinted")):
-        if plan.size not in (None, tuple(spec.size)):
+        if plan.size not in (None, shown):
             raise InputError(
                 f"size is {'x'.join(map(str, plan.size or ()))}, but {metric.name} compares with "
                 f"held-out pictures of {size}; leave it out"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pointillist.data.latent import decoder_of
 from pointillist.engine.device import autocast
 from pointillist.engine.session import locked
 from pointillist.evaluation.check import check, enough, open_split
@@ -180,10 +181,19 @@ def drawn_by(trained: Trained, ask: Ask) -> dict[str, Any]:
         "sampler": asked.sampler,
         "steps": len(asked.times) - 1,
         "times": asked.times.tolist(),
-        "size": list(asked.size),
+        "size": list(ask.size or trained.spec.shown[1]),
         "seed": ask.seed,
         "dtype": ask.dtype,
+        **decoded_by(trained),
     }
+
+
+def decoded_by(trained: Trained) -> dict[str, Any]:
+    """What makes pictures of latents; nothing where the network draws pixels."""
+    if trained.spec.code is None:
+        return {}
+    digest = decoder_of(trained.run.data, trained.spec, trained.device).digest
+    return {"autoencoder": {"digest": digest, "tile": getattr(trained.run.data, "tile", 0)}}
 
 
 def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
@@ -194,6 +204,7 @@ def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
              "made_by")  # fmt: skip
     return {
         **{name: recipe[name] for name in drawn},
+        **decoded_by(trained),
         "objective": run["objective"], "model": run["model"], "classes": trained.spec.classes,
         "guide": guide and {k: to_dict(guide.run)[k] for k in ("objective", "model")},
     }  # fmt: skip

@@ -23,6 +23,11 @@ def check_pictures(config: Any, path: str, spec: Spec, what: str, channels: int 
     """InputError unless the data are pictures with the channels that the term looks at."""
     if not config.weight:
         return
+    if spec.code is not None and channels is not None:
+        raise InputError(
+            f"{path}.weight is {config.weight}, but the data are latents, and {what} looks at "
+            f"pictures; set {path}={{}}"
+        )
     if len(spec.size) != 2:
         raise InputError(
             f"{path}.weight is {config.weight}, but the data have {len(spec.size)} axes, and "
