@@ -138,11 +138,11 @@ class LatentConfig:
 
     def examine(self) -> Report:
         """The pictures as they are reported themselves, then what is made of them."""
+        spec = self.promise()  # what cannot be encoded is refused before it is walked
         with _of():
             found = check(self.of)
         if self.identity:
             return found
-        spec = self.promise()
         size = "x".join(map(str, spec.size))
         flips = ", and as many of pictures turned round" if self.flip else ""
         text = [*lines(found), f"latents of {spec.channels} x {size} by {self.autoencoder}{flips}"]
@@ -339,7 +339,7 @@ def check_same_code(kept: Spec, now: Spec, name: str) -> None:
         "factor": (kept.code.factor, now.code.factor),
         "latent channels": (kept.channels, now.channels),
         "picture channels": (kept.code.channels, now.code.channels),
-        "scale": (kept.scale, now.scale),
+        "scaling factor": (_inverse(kept.scale), _inverse(now.scale)),
         "offset": (kept.offset, now.offset),
     }
     for what, (ours, theirs) in told.items():
@@ -356,8 +356,16 @@ def check_same_code(kept: Spec, now: Spec, name: str) -> None:
         )
 
 
+def _inverse(scale: tuple[float, ...]) -> tuple[float, ...]:
+    """What autoencoders state: the factor that takes latents to the network's units."""
+    return tuple(1 / value for value in scale)
+
+
 def _plain(value: Any) -> str:
-    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    """A number, or one for every channel where they are not the same."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ", ".join(f"{v:g}" for v in (value if len(set(value)) > 1 else value[:1]))
 
 
 def decoder_of(data: Any, spec: Spec, device: torch.device) -> Autoencoder:

@@ -175,15 +175,16 @@ def _promise(name: str, version: tuple[tuple[str, int], ...]) -> tuple[Any, Codi
 
 def _coding(name: str, config: Any) -> Coding:
     n, scaling = config.latent_channels, config.scaling_factor
-    shift = getattr(config, "shift_factor", None)
-    mean, deviation = (getattr(config, f"latents_{what}", None) for what in ("mean", "std"))
-    offset = tuple(float(v) for v in (mean if mean is not None else [shift or 0.0] * n))
-    scale = tuple(float(v) / scaling for v in (deviation if deviation is not None else [1.0] * n))
-    if len(offset) != n or len(scale) != n or not all(0 < v < math.inf for v in scale):
+    shift = getattr(config, "shift_factor", None) or 0.0
+    mean = getattr(config, "latents_mean", None) or [shift] * n
+    deviation = getattr(config, "latents_std", None) or [1.0] * n
+    if not (len(mean) == len(deviation) == n and scaling > 0 and min(deviation) > 0):
         raise InputError(
-            f"data.autoencoder {name} has scaling_factor {scaling} and {n} latent channels, whose "
-            f"mean and deviation do not fit them; mend its config.json"
+            f"data.autoencoder {name} has scaling_factor {scaling} and {n} latent channels, with "
+            f"{len(mean)} means and {len(deviation)} deviations; these are one a channel, and all "
+            f"but means above 0: mend its config.json"
         )
+    offset, scale = tuple(map(float, mean)), tuple(float(v) / scaling for v in deviation)
     if config.out_channels != config.in_channels:
         raise InputError(
             f"data.autoencoder {name} takes pictures of {config.in_channels} channels and gives "
