@@ -224,3 +224,21 @@ def test_a_preset_may_be_of_latents_and_untrained(made):
     assert Run.load(made / "run").data == run.data
     trained = untrained(run, run.data.promise())  # nobody has opened the weights yet
     assert trained.spec.code.digest == "" and trained.sample(1).shape == (1, 3, SIZE, SIZE)
+
+
+def test_published_weights_of_latents_are_drawn_as_pictures(made, tmp_path):
+    from pointillist.convert import convert
+    from pointillist.models.dit import DiTConfig
+    from tests.test_convert import make, publish, spec_of
+
+    config = DiTConfig(width=384, depth=1, heads=6, patch_size=4, time_scale=1.0)
+    torch.save(publish(make(config, spec_of(8, channels=4))), tmp_path / "a.pt")
+    words = (
+        "data.kind=latent", f"data.autoencoder={made}/vae", "data.of.kind=folder",
+        "data.of.path=/nowhere", f"data.of.size={SIZE}", "data.of.classes=5", "augment.flip=false",
+    )  # fmt: skip
+    convert("dit", tmp_path / "a.pt", tmp_path / "run", words)
+    trained = load(tmp_path / "run")
+    assert trained.spec.code.factor == 2 and len(trained.spec.classes) == 5
+    assert trained.sample(2, steps=1).shape == (2, 3, SIZE, SIZE)
+    assert trained.sample(2, steps=1, latents=True).shape == (2, 4, 8, 8)
