@@ -21,6 +21,7 @@ from pointillist.models import DiTConfig, JiTConfig, Network, dit, jit
 from pointillist.objective import GVPConfig, LogitNormal, StraightConfig, Uniform
 from pointillist.types import Given, InputError, Spec, grid_axes
 from tests import (
+    parity_diffit,
     parity_losses,
     parity_metrics,
     parity_perceiver_io,
@@ -235,6 +236,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("yetrtyog-creator/PixelHDM", "CombinedLoss"): parity_losses.combined,
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
     ("colpark/NFDiffusion", "PerceiverIO"): parity_perceiver_io.perceiver_io,
+    **parity_diffit.FAMILIES,
     **parity_pixnerd.FAMILIES,
     **parity_samplers.FAMILIES,
     **parity_scan.FAMILIES,
@@ -242,9 +244,11 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
 }  # fmt: skip
 
 
-ACCOUNTED = ("pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
+ACCOUNTED = ("diffit_", "pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
              "sched_ddim", "sched_ddpm", "sched_dpmpp2m")  # fmt: skip
 REQUIRED = {
+    "diffit_tmsa", "diffit_latent", "diffit_latent_nosigma",
+    "diffit_image_tmsa", "diffit_image_unet",
     "pixnerd_c2i_square", "pixnerd_c2i_rect",
     "pixnerd_loss_lognorm", "pixnerd_loss_uniform_shift", "pixnerd_loss_repa",
     "pixnerd_sampler_euler", "pixnerd_sampler_adam2", "pixnerd_sampler_sde",
@@ -273,6 +277,8 @@ GLOBAL = ("its local attention is a mean of the neighbours, then attention among
 FIXED = ("its state space has a fixed step and no input that selects, and takes time and memory "
          "quadratic in the points; the one here is Mamba's")  # fmt: skip
 LEFT_OUT = {
+    "diffit_v2_latent": "another network under the name: rotations and normed q and k in the place "
+                        "of the bias by offsets and of places, RMSNorm, SwiGLU",
     "asf_local_implicit": GLOBAL,
     "asf_local_implicit_empty_neighbourhood": GLOBAL,
     **dict.fromkeys(

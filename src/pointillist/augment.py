@@ -115,7 +115,7 @@ def _flipped(
     return torch.where(_column(turn, values), values.flip(axis), values)
 
 
-def _column(turn: Bool[Tensor, " b"], like: Tensor) -> Bool[Tensor, "b *ones"]:
+def _column(turn: Bool[Tensor, " b"], like: Tensor) -> Bool[Tensor, "b ..."]:
     return turn.view(-1, *[1] * (like.dim() - 1))
 
 

@@ -19,8 +19,8 @@ from pointillist.engine.device import free_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
 from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate
-from pointillist.engine.recompute import recompute_blocks
 from pointillist.engine.ranks import Ranks, joined
+from pointillist.engine.recompute import recompute_blocks
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
 from pointillist.gradient import Step, advice, attempt

@@ -14,15 +14,15 @@ from pointillist.samplers import SAMPLERS, STOCHASTIC
 from pointillist.tasks import HintsConfig, show
 from pointillist.types import Batch, Given, InputError
 
-from .test_models import CONFIGS, SIZES, asked, spec_of, toy
+from .test_models import CONFIGS, GRIDS, SIZES, asked, spec_of, toy
 
 HINTED = [config for config in CONFIGS if hasattr(config(), "encoder")]
 every = pytest.mark.parametrize("config", HINTED)
 SIZE = (8, 12)
 
 
-def test_every_grid_model_takes_hints():
-    assert len(HINTED) == len([c for c in CONFIGS if not toy(c, (8, 8)).takes.sets])
+def test_every_model_on_patches_takes_hints():
+    assert HINTED == GRIDS
 
 
 def hinted(config, size=SIZE):

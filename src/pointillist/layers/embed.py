@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.types import Given, Time
+from pointillist.types import Given, InputError, Time
 
 # Tables of places are made on the CPU, in float64, once for each grid and device.
 CPU, TABLES = torch.device("cpu"), 64
@@ -56,7 +56,9 @@ class LabelEmbedding(nn.Module):
 
 
 class AugmentEmbedding(nn.Module):
-    """Linear in the labels of augmentation, none of which is an embedding of zero."""
+    """How a sample was augmented, by numbers that are 0 where it was not, without a bias: what was
+    left as it is adds nothing (Karras et al. 2206.00364, App. F.2).
+    """
 
     def __init__(self, labels: int, width: int) -> None:
         super().__init__()
@@ -68,13 +70,18 @@ class AugmentEmbedding(nn.Module):
         return cls(labels, width) if labels > 0 else None
 
     def forward(self, augment: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+        if augment.shape[1] != self.weight.shape[1]:
+            raise InputError(
+                f"model.augment_labels is {self.weight.shape[1]}, but augmentation tells "
+                f"{augment.shape[1]} numbers a sample; set model.augment_labels={augment.shape[1]}"
+            )
         return F.linear(augment.float(), self.weight.float())
 
 
-def told(
+def embed_given(
     label: LabelEmbedding | None, augment: AugmentEmbedding | None, given: Given
 ) -> Float[Tensor, "b d"] | None:
-    """What class and augmentation add to the time's embedding; None where that is nothing."""
+    """What is added to the time's embedding; None where nothing is. No `augment` is all zeros."""
     found = None
     if label is not None:
         assert given.label is not None, "a model with classes is always given labels, -1 for none"

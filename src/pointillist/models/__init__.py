@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+from pointillist.models.diffit import DiffiTConfig
+from pointillist.models.diffit_flat import DiffiTFlatConfig
 from pointillist.models.dit import DiTConfig
 from pointillist.models.door import Network
 from pointillist.models.hybrid import HybridConfig
@@ -22,13 +24,17 @@ Backbone = Annotated[
     | PerceiverIOConfig
     | LocalConfig
     | MambaConfig
-    | HybridConfig,
+    | HybridConfig
+    | DiffiTConfig
+    | DiffiTFlatConfig,
     by_kind,
 ]
 
 __all__ = [
     "Backbone",
     "DiTConfig",
+    "DiffiTConfig",
+    "DiffiTFlatConfig",
     "HybridConfig",
     "JiTConfig",
     "LocalConfig",

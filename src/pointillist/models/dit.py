@@ -14,7 +14,13 @@ from torch.nn import functional as F
 
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.attention import SelfAttention, check_heads, zero_
-from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
+from pointillist.layers.embed import (
+    AugmentEmbedding,
+    LabelEmbedding,
+    TimeEmbedding,
+    embed_given,
+    sincos,
+)
 from pointillist.layers.fused import Fused
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import PlainLayerNorm, modulate
@@ -124,7 +130,7 @@ class DiT(nn.Module):
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, device = patch_grid(size, self.config.patch_size), self.head.weight.device
         place = sincos(grid, self.trained, self.config.width, device)
-        label = told(self.label, self.augment, given)
+        label = embed_given(self.label, self.augment, given)
         return Context(label, place, self.encoder.condition(given, size, grid))
 
     def forward(

@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
+from pointillist.layers.embed import (
+    AugmentEmbedding,
+    LabelEmbedding,
+    TimeEmbedding,
+    embed_given,
+    sincos,
+)
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.layers.patch import on_grid, patch_grid, patchify, unpatchify
@@ -133,12 +139,12 @@ class JiT(nn.Module):
     def condition(self, given: Given, size: tuple[int, ...]) -> Context:
         grid, c = patch_grid(size, self.config.patch_size), self.config
         device = self.head.weight.device
-        tokens, label = None, told(self.label, None, given)
+        tokens, label = None, embed_given(self.label, None, given)
         if self.token_place is not None:
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        label = told(self.label, self.augment, given)  # the tokens are of the class alone
+        label = embed_given(self.label, self.augment, given)  # the tokens are of the class alone
         place = sincos(grid, self.trained, c.width, device)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, c.context_tokens, device)
         observed = self.encoder.condition(given, size, grid)

@@ -18,7 +18,13 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, sincos, told
+from pointillist.layers.embed import (
+    AugmentEmbedding,
+    LabelEmbedding,
+    TimeEmbedding,
+    embed_given,
+    sincos,
+)
 from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.observations import hint_channels
@@ -206,12 +212,12 @@ class PixelDiT(nn.Module):
         c, device = self.config, self.head.weight.device
         grid = patch_grid(size, c.patch_size)
         tokens = pixel_hint = pixel_place = pixel_turn = None
-        label = told(self.label, None, given)
+        label = embed_given(self.label, None, given)
         if self.token_place is not None:
             tokens = self.token_place[None]
             if label is not None:
                 tokens = tokens + label[:, None]
-        label = told(self.label, self.augment, given)  # the tokens are of the class alone
+        label = embed_given(self.label, self.augment, given)  # the tokens are of the class alone
         if self.hint_pixel is not None:
             hints = hint_channels(given, self.spec.channels, size, device)
             pixel_hint = self.hint_pixel(pixels(hints, c.patch_size, c.block))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
-from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, told
+from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, embed_given
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
@@ -173,7 +173,7 @@ class PixNerd(nn.Module):
         """`size`: that of the state which the patches see; `asked`: of the answer, if finer."""
         c, device = self.config, self.patch.weight.device
         grid = patch_grid(size, c.patch_size)
-        label = told(self.label, self.augment, given)
+        label = embed_given(self.label, self.augment, given)
         turn = rope(grid, self.trained, c.width // c.heads, c.theta, 0, device, c.position_span)
         return Context(label, turn, self.encoder.condition(given, size, grid, asked))
 
