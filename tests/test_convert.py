@@ -15,7 +15,7 @@ from pointillist.convert import configure, convert
 from pointillist.foreign import Foreign
 from pointillist.guidance import GuidanceConfig
 from pointillist.layers.embed import sincos
-from pointillist.models import DiTConfig, JiTConfig
+from pointillist.models import DiffiTFlatConfig, DiTConfig, JiTConfig
 from pointillist.objective import DDPMConfig, StraightConfig
 from pointillist.published import FAMILIES, bare, expand
 from pointillist.run import Run, preset_names
@@ -26,7 +26,10 @@ from .test_parity import FOLDER, Case
 JIT = JiTConfig(width=32, depth=3, heads=2, patch_size=4, bottleneck=8, mlp_ratio=3.0,
                 context_tokens=2, context_start=1)  # fmt: skip
 DIT = DiTConfig(width=24, depth=2, heads=2, patch_size=2, time_scale=1.0, learn_sigma=True)
+DIFFIT = DiffiTFlatConfig(width=24, depth=2, heads=2, patch_size=2, time_scale=1.0,
+                          learn_sigma=True)  # fmt: skip
 START = "model.context_start=1"
+OF_KIND = {family.kind or name: name for name, family in FAMILIES.items()}
 
 
 def spec_of(size: int, channels: int = 3, classes: int = 5) -> Spec:
@@ -46,7 +49,7 @@ def make(config, spec, seed=0):
 
 def publish(model) -> dict[str, torch.Tensor]:
     """The weights under the published names and in the published shapes."""
-    family, p = FAMILIES[model.config.kind], model.config.patch_size
+    family, p = FAMILIES[OF_KIND[model.config.kind]], model.config.patch_size
     ours, state = dict(model.named_parameters()), {}
     for template in (*family.names, *family.optional):
         for i in range(model.config.depth if "*" in template else 1):
@@ -227,6 +230,34 @@ def test_heads_that_no_weight_shows_are_those_of_the_published_widths(tmp_path):
     assert pt.load(tmp_path / "run").run.model == model.config
 
 
+def test_diffit_comes_with_what_is_no_weight(tmp_path):
+    """The flat network: heads and size are read off the table of biases, whose index is dropped."""
+    spec = spec_of(8, channels=4)
+    model = make(DIFFIT, spec)
+    state, path = publish(model), tmp_path / "a.pt"
+    assert state["blocks.1.attn.relative_position_bias_table"].shape == (49, 2)
+    index = {f"blocks.{i}.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.long)
+             for i in range(2)}  # fmt: skip
+    torch.save(state | index, path)
+    made = convert("diffit", path, tmp_path / "run")
+    trained = pt.load(tmp_path / "run")
+    assert made.preset is None and trained.run.model == DIFFIT and trained.spec.size == (8, 8)
+    assert made.parameters == sum(p.numel() for p in model.parameters())
+    assert torch.equal(answer(trained.model, spec), answer(model, spec))
+    bare_state = {name: value for name, value in state.items() if name != "pos_embed"}
+    torch.save(bare_state, path)
+    convert("diffit", path, tmp_path / "placeless")
+    assert pt.load(tmp_path / "placeless").spec.size == (8, 8)
+    torch.save(state | {"blocks.0.attn.relative_position_bias_table": torch.ones(48, 2)}, path)
+    other = tmp_path / "other"
+    with pytest.raises(InputError, match="bias_table has 48 offsets, which are not those of a"):
+        convert("diffit", path, other)
+    torch.save(state | {"blocks.0.attn.relative_position_bias_table": torch.ones(25, 2)}, path)
+    with pytest.raises(InputError, match="bias_table has 25 offsets, which are not those of a"):
+        convert("diffit", path, other)
+    assert not other.exists()
+
+
 SHAPES = {"pixeldit": publish_shapes, "pixnerd": publish_fields}
 PUBLISHED = [name for name in preset_names() if "imagenet" in name and "hints" not in name]
 
@@ -241,10 +272,10 @@ def test_a_known_size_takes_its_presets_settings(preset):
             else publish(run.model.build(run.data.promise()))
         )
     state.pop("pos_embed", None)  # holds no number here
-    family = FAMILIES[run.model.kind]
+    family = FAMILIES[OF_KIND[run.model.kind]]
     seen = family.read(bare(family, state), Path("a.pth"))
     found, name = configure(
-        run.model.kind,
+        OF_KIND[run.model.kind],
         family,
         seen,
         Foreign([], {}),
@@ -254,7 +285,7 @@ def test_a_known_size_takes_its_presets_settings(preset):
     )
     assert name == preset and found.sample == run.sample and found.objective == run.objective
     assert found.data == run.data and found.train == run.train
-    timed = {"model.time_scale=1"} if run.model.kind == "dit" else set()
+    timed = {"model.time_scale=1"} if run.model.kind in ("dit", "diffit_flat") else set()
     assert found.model == Run.load(preset, *timed).model
 
 
@@ -403,6 +434,7 @@ def case(name: str) -> Case:
     [("jit", "jit_forward", "model.context_start=1"),
      ("jit", "jit_forward_ctx0", "model.context_start=0"),
      ("jit", "jit_forward_noctx", "seed=0"), ("dit", "dit_forward", "model.heads=2"),
+     ("diffit", "diffit_latent", "seed=0"), ("diffit", "diffit_latent_nosigma", "seed=0"),
      ("pixeldit", "pixeldit_c2i", "data.size=16"),
      ("pixeldit", "pixeldit_c2i_post_modulation", "data.size=16 model.pixel_place=false"),
      ("pixnerd", "pixnerd_c2i_square", "data.size=16")],

@@ -26,7 +26,7 @@ TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
        "pixnerd": ("model.decoder_width=8",),
        "perceiver_io": ("model.latents=4", "model.frequencies=4"),
        "mamba": ("model.state=4", "model.frequencies=4"), "local": (),
-       "hybrid": ("model.state=4",)}  # fmt: skip
+       "hybrid": ("model.state=4",), "diffit": ("model.time_width=16",)}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +68,7 @@ def test_the_presets_of_the_contract_are_there():
                "imagenet256-jit-b-hints"}  # fmt: skip
     wanted |= {f"imagenet256-pixeldit-{size}" for size in ("b", "l", "xl")}
     wanted |= {"imagenet256-pixnerd-l", "imagenet256-pixnerd-xl", "emoji-sfc"}
+    wanted |= {"cifar10-diffit", "cifar10-diffit-small", "ffhq64-diffit"}
     wanted |= {f"cifar10-{name}{size}" for name in SPARSE for size in ("", "-small")}
     assert wanted <= set(PRESETS)
     debug = Run.load("debug").train

@@ -209,7 +209,8 @@ def show(
 @app.command()
 def convert(
     family: Annotated[
-        str, typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd.")
+        str,
+        typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd, diffit."),
     ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
     overrides: Overrides = None,

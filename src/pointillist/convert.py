@@ -130,9 +130,11 @@ def configure(
     asked = {key.strip(): value for key, _, value in (text.partition("=") for text in overrides)}
     size: Any = seen.size or (parse_yaml(asked["data.size"], "data.size")
                               if asked.get("data.size") else None)  # fmt: skip
-    preset = same_size(name, seen, size)
+    kind = family.kind or name
+    preset = same_size(kind, seen, size)
     tree = to_dict(from_dict(read_source(preset or family.preset)))
-    tree["model"] |= seen.model
+    same = tree["model"] if tree["model"]["kind"] == kind else {}
+    tree["model"] = same | {"kind": kind} | seen.model
     size = tree["data"]["size"] if preset and size is None else size
     if size is None:
         raise InputError(f"{path} does not tell the size of its pictures; give it as data.size=256")
@@ -160,7 +162,7 @@ def configure(
                              f"re-save its weights alone") from None  # fmt: skip
         tree["objective"] |= said
     run = from_dict(tree, overrides)
-    if run.model.kind != name:
+    if run.model.kind != kind:
         raise InputError(f"model.kind is {run.model.kind}, but a {name} checkpoint is converted; "
                          f"leave it out")  # fmt: skip
     if run.train.ema != decays:
@@ -169,15 +171,15 @@ def configure(
     return run, preset
 
 
-def same_size(name: str, seen: Seen, size: Any) -> str | None:
-    """The ImageNet preset of the family with that network, and that size where it is known."""
+def same_size(kind: str, seen: Seen, size: Any) -> str | None:
+    """The ImageNet preset of the kind with that network, and that size where it is known."""
     found: dict[Any, str] = {}
     for preset in preset_names():
         if not preset.startswith("imagenet"):
             continue
         values = to_dict(from_dict(read_source(preset)))
         model = values["model"]
-        if model["kind"] != name or size not in (None, values["data"]["size"]):
+        if model["kind"] != kind or size not in (None, values["data"]["size"]):
             continue
         sizes = seen.model.keys() - {"time_scale"}  # how the published code counts time is none
         if seen.channels == 3 and all(model[key] == seen.model[key] for key in sizes):

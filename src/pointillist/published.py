@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pointillist.foreign import WRAPPERS, Weights, shown, unwrapped
 from pointillist.layers.embed import sincos
-from pointillist.models import dit, jit, pixeldit, pixnerd
+from pointillist.models import diffit_flat, dit, jit, pixeldit, pixnerd
 from pointillist.types import InputError
 
 
@@ -36,7 +36,9 @@ class Family(NamedTuple):
     all of them. `preset` is the published run whose recipe a size without a preset takes over;
     `objective` turns the arguments of the training, where the file has them, and the edge of its
     pictures into fields of the objective. `part` tells blocks of two kinds apart that are numbered
-    in one row. `recipe` are branches of the configuration that hold where no preset has the size.
+    in one row, or leaves out what is no weight. `recipe` are branches of the configuration that
+    hold where no preset has the size. `kind` is the model's, where it is not the family's name; the
+    preset may be of another kind, as its recipe alone is taken over then.
     """
 
     names: tuple[str, ...]
@@ -48,6 +50,7 @@ class Family(NamedTuple):
     objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     part: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     recipe: dict[str, dict[str, Any]] = {}
+    kind: str = ""
 
 
 # Names.
@@ -247,6 +250,12 @@ def read_dit(weights: Weights, path: Path) -> Seen:
     return Seen(model, unsaid, channels, count_classes(weights, path), edge(weights, p, path))
 
 
+# ADM's diffusion, in which weights for latents were trained; their presets are of pixels.
+ADM: dict[str, dict[str, Any]] = {
+    "objective": {"kind": "ddpm"},
+    "loss": {"velocity": 0.0, "eps": 1.0},
+    "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
+}
 DIT = Family(
     names=(
         *_both("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
@@ -258,12 +267,7 @@ DIT = Family(
     read=read_dit,
     rename=dit.from_published,
     preset="imagenet256-dit-b",
-    # ADM's diffusion, in which the latent weights were trained; the preset is of pixels.
-    recipe={
-        "objective": {"kind": "ddpm"},
-        "loss": {"velocity": 0.0, "eps": 1.0},
-        "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
-    },
+    recipe=ADM,
 )
 
 
@@ -355,4 +359,44 @@ PIXNERD = Family(
     part=pixnerd.part_blocks,
 )  # fmt: skip
 
-FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT, "pixnerd": PIXNERD}
+# DiffiT (latent, flat).
+
+
+def read_diffit(weights: Weights, path: Path) -> Seen:
+    width, channels, *patch = shape(weights, "x_embedder.proj.weight", 4, path)
+    p = square(tuple(patch), "x_embedder.proj.weight", path)
+    hidden = shape(weights, "blocks.0.mlp.fc1.weight", 2, path)[0]
+    outputs = shape(weights, "final_layer.linear.weight", 2, path)[0]
+    table = "blocks.0.attn.relative_position_bias_table"
+    offsets, count = shape(weights, table, 2, path)
+    side = (math.isqrt(offsets) + 1) // 2
+    if (2 * side - 1) ** 2 != offsets or edge(weights, p, path) not in (None, side * p):
+        raise InputError(f"{path}: {table} has {offsets} offsets, which are not those of a square "
+                         f"grid that is one window; name another file")  # fmt: skip
+    model = {
+        "width": width, "depth": depth(weights), "heads": count, "patch_size": p,
+        "mlp_ratio": ratio(width, hidden, lambda r: int(width * r)),
+        "learn_sigma": outputs == 2 * channels * p**2,
+        "time_scale": 1.0,  # the published network is asked at the index of a step
+        "encoder": {"kind": "none"},
+    }  # fmt: skip
+    return Seen(model, {}, channels, count_classes(weights, path), side * p)
+
+
+DIFFIT = Family(
+    names=(
+        *_both("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+        "blocks.*.attn.relative_position_bias_table",
+        *_both("blocks.*.attn.qkv", "blocks.*.attn.qkv_temb", "blocks.*.attn.proj"),
+        *_both("blocks.*.mlp.fc1", "blocks.*.mlp.fc2", "final_layer.linear"),
+    ),
+    optional=("pos_embed", "y_embedder.embedding_table.weight"),
+    read=read_diffit,
+    rename=diffit_flat.from_published,
+    preset="imagenet256-dit-b",
+    part=diffit_flat.without_index,
+    kind="diffit_flat",
+    recipe=ADM,
+)
+
+FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT, "pixnerd": PIXNERD, "diffit": DIFFIT}
