@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointillist import samplers
-from pointillist.objective import GVPConfig, Interpolant, StraightConfig, VPConfig
+from pointillist.objective import DDPMConfig, GVPConfig, Interpolant, StraightConfig, VPConfig
 from pointillist.samplers import STOCHASTIC
 from pointillist.samplers.times import karras, polyexponential, ratio_of
 from pointillist.samplers.times import preserving as preserving_ratios
@@ -246,7 +246,12 @@ def by_levels(case: Case, solver: str) -> None:
     else:
         plain(options, variance_type="fixed_small")
     bound = options.get("clip_sample_range", 1.0) if options.get("clip_sample", True) else math.inf
-    io, path, kind = case.io, Preserving(), options.get("prediction_type", "epsilon")
+    io, kind = case.io, options.get("prediction_type", "epsilon")
+    # The betas that our own path has are walked on it, at its own times of these indices.
+    ours = {"linear": "linear", "squaredcos_cap_v2": "cosine"}.get(options["beta_schedule"])
+    if options.get("rescale_betas_zero_snr"):
+        ours = None
+    path: Interpolant = Preserving() if ours is None else DDPMConfig(schedule=ours)  # type: ignore[arg-type]
     levels = torch.cat((io["alphas_cumprod"].double(), torch.ones(1)))
     answers: list[Tensor] = []
     states = [io["x_init"].double()]
@@ -264,6 +269,9 @@ def by_levels(case: Case, solver: str) -> None:
     for k, begin in enumerate(io["timesteps"].tolist()):
         ends = levels[[begin, max(begin - gap, -1)]]
         times = ends.sqrt() / (ends.sqrt() + (1 - ends).sqrt())
+        if ours is not None:
+            times = torch.tensor([999.0 - begin, 999 - max(begin - gap, -1)]).double() / 1000
+            assert (path.alpha(times) - ends.sqrt()).abs().max() < 1e-6, "another table"
         states.append(one_step(rule, Clipped(case, path), states[-1], times, io["draws"][k : k + 1]
                                if "draws" in io else torch.zeros(1)))  # fmt: skip
         del answers[k + 1 :]
