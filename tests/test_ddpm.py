@@ -8,13 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointillist.describe import describe
 from pointillist.draws import Draw
-from pointillist.guidance import Field, GuidanceConfig, PowerCosineSchedule, classifier_free
+from pointillist.gradient import backward
+from pointillist.guidance import (
+    APGConfig,
+    Field,
+    GuidanceConfig,
+    PowerCosineSchedule,
+    classifier_free,
+)
 from pointillist.losses import LossConfig, criterion
 from pointillist.losses.bound import bound_of, level_of, likelihood, variational_bound
 from pointillist.objective import DDPMConfig, LogitNormal, StraightConfig
+from pointillist.run import Run
+from pointillist.sample import untrained
 from pointillist.samplers import SAMPLERS, time_grid
-from pointillist.types import Estimate, InputError, Spec, grid_axes
+from pointillist.types import Batch, Estimate, InputError, Spec, grid_axes
 from tests.test_sampler_orders import Gaussian
 
 PATH = DDPMConfig()
@@ -415,3 +425,83 @@ def test_the_power_cosine_goes_by_the_published_index(index, w):
     if index == 0:
         assert due == pytest.approx(w)
     assert PATH.progress(1.0) == 1 and StraightConfig().progress(0.3) == 0.3
+
+
+# Channels, and a whole run.
+
+
+@pytest.mark.parametrize(("n", "w"), [(1, 3.0), (3, 4.4), (3, -1.0), (4, 2.0)])
+def test_the_first_channels_are_guided_as_if_they_were_alone(n, w):
+    t = torch.tensor(0.4, dtype=torch.float64)
+    x, *pictures = torch.randn(3, 2, 4, 5, generator=torch.manual_seed(0)).double()
+
+    def of(picture):
+        def estimate(x, t):
+            c = x.shape[1]
+            eps = (x - PATH.alpha(t) * picture[:, :c]) / PATH.sigma(t)
+            return Estimate(picture[:, :c], eps)
+
+        return Field(estimate, PATH)
+
+    for more in ({}, {"rescale": 0.7}, {"apg": APGConfig(eta=0.2, threshold=0.5)}):
+        few, whole = (
+            classifier_free(*map(of, pictures), GuidanceConfig(scale=w, channels=limit, **more))
+            for limit in (n, None)
+        )
+        found, alone = few.estimate(x, t), whole.estimate(x[:, :n], t)
+        torch.testing.assert_close(found.x[:, :n], alone.x)
+        torch.testing.assert_close(found.eps[:, :n], alone.eps)
+        assert torch.equal(found.x[:, n:], pictures[0][:, n:])
+        torch.testing.assert_close(PATH.alpha(t) * found.x + PATH.sigma(t) * found.eps, x)
+    # Where the reference alone would do, the other channels still are the field's own.
+    nothing = GuidanceConfig(scale=0.0, channels=n)
+    found = classifier_free(*map(of, pictures), nothing).estimate(x, t)
+    assert torch.equal(found.x[:, n:], pictures[0][:, n:])
+
+
+def test_channels_are_those_of_the_data():
+    for wrong in (0, -1):
+        with pytest.raises(InputError, match=f"guidance.channels is {wrong}; it is 1 or more"):
+            GuidanceConfig(channels=wrong)
+    run = Run.load("debug", "model.width=32", "model.depth=2", "model.heads=2")
+    trained = untrained(run, run.data.promise(), "cpu")
+    with pytest.raises(InputError, match="guidance.channels is 4, but the data have 3; give"):
+        trained.sample(1, steps=1, guidance=GuidanceConfig(scale=2.0, channels=4))
+    assert GuidanceConfig(channels=3).idle == "channels"
+
+
+RUN = ("model.kind=dit", "model.width=32", "model.depth=1", "model.heads=2", "model.patch_size=8",
+       "model.learn_sigma=true", "model.time_scale=1", "objective.kind=ddpm", "loss.velocity=0",
+       "loss.eps=1", "sample.sampler=ddpm", "sample.grid=respaced", "sample.steps=4")  # fmt: skip
+
+
+def test_a_run_that_learns_its_variance_is_trained_and_sampled():
+    run = Run.load("debug", *RUN)
+    spec = run.data.promise()
+    run.check(spec)
+    assert describe(run, spec)["activation_bytes"] > 0
+    trained = untrained(run, spec, "cpu")
+    draw = Draw(0, torch.arange(6))
+    batch = Batch(index=torch.arange(6), x=draw.uniform("x", (3, 32, 32)) * 2 - 1,
+                  label=torch.zeros(6, dtype=torch.long))  # fmt: skip
+    found = {}
+    for micro in (0, 2):
+        trained.model.zero_grad()
+        terms = backward(run, trained.network, batch, torch.device("cpu"), micro)
+        assert set(terms) == {"loss", "eps", "vlb"}
+        torch.testing.assert_close(terms["loss"], terms["eps"] + terms["vlb"])
+        found[micro] = trained.model.head.weight.grad.clone()
+    torch.testing.assert_close(found[0], found[2])
+    by_channel = found[0].unflatten(0, (-1, 6)).abs().sum((0, 2))
+    assert (by_channel > 0).all(), "both halves of the head are trained"
+    x = trained.sample(2, seed=1)
+    assert x.shape == (2, 3, 32, 32) and x.isfinite().all()
+    assert torch.equal(x[1:], trained.sample(2, seed=1, batch=1)[1:])
+    # The head is 0, so v = 1/2: between the two that are fixed, whose noise is the same.
+    with torch.no_grad():
+        walks = []
+        for v in (0.0, 1.0):
+            trained.model.head.bias.unflatten(0, (-1, 6))[:, 3:] = 2 * v - 1
+            walks.append(trained.sample(2, seed=1))
+    torch.testing.assert_close(walks[1], trained.sample(2, seed=1, sampler="ddpm_large"))
+    assert (walks[0] - x).abs().max() > 1e-3 and (walks[1] - x).abs().max() > 1e-3

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pointillist.guidance import AutoConfig, GuidanceConfig, label_number
+from pointillist.losses.bound import check_sigma
 from pointillist.request import Ask
 from pointillist.run import Run
 from pointillist.types import InputError, Spec
@@ -80,7 +81,7 @@ def check_guide(ours: tuple[Run, Spec], theirs: tuple[Run, Spec], size: tuple[in
             f"the guide has {len(guide_spec.classes)} classes that are not the run's "
             f"{len(spec.classes)}; take a guide of the same data, or one without labels"
         )
-    guide.check_sigma()
+    check_sigma(guide.model, guide.objective)
     if _walk(run, size) != _walk(guide, size):
         raise InputError(
             "the guide's objective has another path or noise than the run's; take one that was "

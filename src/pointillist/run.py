@@ -22,6 +22,7 @@ from pointillist.engine.device import DeviceName
 from pointillist.engine.optim import OptimConfig
 from pointillist.guidance import label_number
 from pointillist.losses import LossConfig
+from pointillist.losses.bound import check_steps
 from pointillist.models import Backbone, JiTConfig
 from pointillist.objective import Objective, StraightConfig
 from pointillist.settings import EvaluateConfig, SampleConfig, TrainConfig
@@ -72,7 +73,8 @@ class Run:
     def check(self, spec: Spec) -> None:
         """Contradictions between the configuration and the data, before anything is computed."""
         self._check_augment(spec)
-        self._check_steps()
+        check_steps(self.model, self.objective, self.loss.vlb)
+        self.sample.walk(path=self.objective)
         self._check_placed(spec)
         self._check_code(spec)
         self.loss.check(spec)
@@ -102,41 +104,6 @@ class Run:
                 f"augment.geometric is {self.augment.geometric}, but it turns pictures of two "
                 f"axes, and the data have {len(spec.axes)}; set it to 0"
             )
-
-    def check_sigma(self) -> None:
-        """A variance is that of a step, which one path alone has."""
-        if getattr(self.model, "learn_sigma", False) and self.objective.kind != "ddpm":
-            raise InputError(
-                f"model.learn_sigma is true, but objective.kind is {self.objective.kind}, on which "
-                f"no step has a variance; set objective.kind=ddpm or model.learn_sigma=false"
-            )
-
-    def _check_steps(self) -> None:
-        """What DDPM's path of steps asks of model, loss and sampler, and they of it."""
-        self.check_sigma()
-        learns = getattr(self.model, "learn_sigma", False)
-        if learns and not self.loss.vlb:
-            raise InputError(
-                "loss.vlb is 0, so nothing would train the sigma of model.learn_sigma; set it "
-                "above 0, or model.learn_sigma=false"
-            )
-        if learns and self.objective.noise_length:
-            raise InputError(
-                f"objective.noise_length is {self.objective.noise_length:g}, but the sigma of "
-                f"model.learn_sigma is that of each cell alone; set it to 0"
-            )
-        if not learns and self.loss.vlb != LossConfig().vlb:
-            raise InputError(
-                f"loss.vlb is {self.loss.vlb:g}, but model {self.model.kind} learns no sigma that "
-                f"it could train; leave it out"
-            )
-        scale = getattr(self.model, "time_scale", 1.0)
-        if self.objective.kind == "ddpm" and scale != 1:
-            raise InputError(
-                f"model.time_scale is {scale:g}, but objective.kind is ddpm, which tells the "
-                f"network the index of a step itself; set model.time_scale=1"
-            )
-        self.sample.walk(path=self.objective)
 
     def _check_guidance(self, spec: Spec) -> None:
         """A scale needs a reference, and what belongs to guidance a scale."""

@@ -23,6 +23,7 @@ from pointillist.guidance import (
 )
 from pointillist.known import Observed, check_known, given_of, rows_of
 from pointillist.known_points import check_places, observed
+from pointillist.losses.bound import check_sigma
 from pointillist.models import Network, in_tiles
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.references import asked_guidance, check_guide, check_reference
@@ -259,7 +260,7 @@ class Trained:
         self, ask: Ask, guide: "Trained | None" = None, places: Tensor | None = None
     ) -> Prepared:
         """What the request and the run say together; InputError where it cannot be answered."""
-        self.run.check_sigma()
+        check_sigma(self.run.model, self.run.objective)
         size = state_size(ask, self.spec, places)
         if self._decodes(ask):
             decoder_of(self.run.data, self.spec, self.device)  # refused now, not after the walk

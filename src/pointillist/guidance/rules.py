@@ -77,8 +77,8 @@ def first_channels(combine: Combine, n: int) -> Combine:
     """
 
     def rule(toward: Estimate, away: Estimate, w: float, t: Tensor) -> Estimate:
-        some, others = (Estimate(pair.x[:, :n], pair.eps[:, :n]) for pair in (toward, away))
-        pair = combine(some, others, w, t)
+        few, others = (Estimate(pair.x[:, :n], pair.eps[:, :n]) for pair in (toward, away))
+        pair = combine(few, others, w, t)
         x = torch.cat((pair.x, toward.x[:, n:]), 1)
         return toward._replace(x=x, eps=torch.cat((pair.eps, toward.eps[:, n:]), 1))
 

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pointillist.losses.align import AlignConfig
+from pointillist.losses.bound import WEIGHT
 from pointillist.losses.frequency import FrequencyConfig, frequency
 from pointillist.losses.perceptual import LPIPSConfig, perceptual
 from pointillist.types import Estimate, InputError, Spec, Time, config
@@ -37,7 +38,7 @@ class LossConfig:
     frequency: FrequencyConfig = FrequencyConfig()
     lpips: LPIPSConfig = LPIPSConfig()
     align: AlignConfig = AlignConfig()
-    vlb: float = 1.0
+    vlb: float = WEIGHT
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}

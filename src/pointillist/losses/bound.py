@@ -6,6 +6,7 @@ the mean has no gradient of the bound).
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,44 @@ from torch.special import log_ndtr
 
 from pointillist.objective import DDPMConfig, Interpolant
 from pointillist.objective.interpolant import column
-from pointillist.types import Estimate, Spec, State, Time
+from pointillist.types import Estimate, InputError, Spec, State, Time
+
+WEIGHT = 1.0  # loss.vlb, where a model learns the variance
+
+
+def check_sigma(model: Any, objective: Interpolant) -> None:
+    """InputError for a variance of steps on a path that has none."""
+    if getattr(model, "learn_sigma", False) and objective.kind != "ddpm":
+        raise InputError(
+            f"model.learn_sigma is true, but objective.kind is {objective.kind}, on which no step "
+            f"has a variance; set objective.kind=ddpm or model.learn_sigma=false"
+        )
+
+
+def check_steps(model: Any, objective: Interpolant, weight: float) -> None:
+    """What the path of steps asks of a model and of loss.vlb, its `weight`, before training."""
+    check_sigma(model, objective)
+    learns, scale = getattr(model, "learn_sigma", False), getattr(model, "time_scale", 1.0)
+    if learns and not weight:
+        raise InputError(
+            "loss.vlb is 0, so nothing would train the sigma of model.learn_sigma; set it above "
+            "0, or model.learn_sigma=false"
+        )
+    if learns and objective.noise_length:
+        raise InputError(
+            f"objective.noise_length is {objective.noise_length:g}, but the sigma of "
+            f"model.learn_sigma is that of each cell alone; set it to 0"
+        )
+    if not learns and weight != WEIGHT:
+        raise InputError(
+            f"loss.vlb is {weight:g}, but model {model.kind} learns no sigma that it could train; "
+            f"leave it out"
+        )
+    if objective.kind == "ddpm" and scale != 1:
+        raise InputError(
+            f"model.time_scale is {scale:g}, but objective.kind is ddpm, which tells the network "
+            f"the index of a step itself; set model.time_scale=1"
+        )
 
 
 def level_of(spec: Spec) -> float:
