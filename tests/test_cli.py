@@ -131,6 +131,7 @@ def test_presets_and_sets_are_listed(say):
         "emoji",
         "cifar10",
         "folder",
+        "latent",
         "zip",
         "field",
     }
@@ -178,7 +179,12 @@ def test_the_doctor_reports(say):
     facts = json.loads(say("doctor", "--json").out)
     assert facts["packages"]["torch"].startswith("2.") and "cpu" in facts["devices"]
     said = say("doctor").out
-    assert "torchvision" in said and "teachers (transformers)" in said and "Inception" in said
+    assert (
+        "torchvision" in said
+        and "teachers (transformers)" in said
+        and "latents (" in said
+        and "Inception" in said
+    )
 
 
 def test_a_folder_of_ones_own_pictures_trains(say, tmp_path):

