@@ -361,6 +361,12 @@ def test_what_is_told_of_pixels_is_refused(root, more, message):
         flips.check(run.data.promise())
 
 
+def test_a_run_that_cannot_be_is_refused_before_anything_is_encoded(root):
+    with pytest.raises(InputError, match="augment.flip is true, but the latent"):
+        train(toy(latent(root), "augment.flip=true"), root / "run")
+    assert not (root / "latents").exists()
+
+
 # Identity.
 
 

@@ -210,11 +210,9 @@ class Trained:
         size, sampler, times, guidance, guide = self.prepare(ask, guide, places)
         numbers = torch.arange(ask.count) if numbers is None else numbers
         labels = labels_of(ask.label, numbers, self.spec.classes)
-        every = (
-            None
-            if known is None
-            else observed(known, ask.count, self.spec, size, places, self.network.takes)
-        )
+        every = None
+        if known is not None:
+            every = observed(known, ask.count, self.spec, size, places, self.network.takes)
         check_known(every, ask.noise, self._remedy(guide))
         parts, nfe = [], 0
         for first in range(0, ask.count, ask.batch):

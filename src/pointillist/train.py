@@ -78,6 +78,8 @@ def _train(
 ) -> Trained:  # fmt: skip
     # Setup.
     device = ranks.place(pick_device(run.device))
+    if run.data.kind == "latent":
+        run.check(run.data.promise())  # before every picture is encoded
     source, test = run.data.open("train"), run.data.open("test")
     run.check(source.spec)
     check_alike(run, source.spec, ranks)

@@ -130,6 +130,8 @@ def check(
     split = plan or plan_of(run.evaluate)
     key = str((to_dict(run)["data"], split.split))
     if key not in opened:
+        if run.data.kind == "latent":
+            run.check(run.data.promise())  # before every picture is encoded
         opened[key] = run.data.open("train").spec, len(open_split(run, split))
     spec, available = opened[key]
     run.check(spec)
