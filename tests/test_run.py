@@ -353,6 +353,7 @@ def test_contradictions_are_found_before_anything_is_computed(overrides, message
     ("overrides", "message"),
     [(("model.encoder.kind=grid",), "nothing is ever observed"),
      (("task.kind=hints",), "model.encoder.kind is none"),
+     (("task.kind=hints", "model={kind: diffit}"), "model diffit has no encoder.*generate"),
      (("task.kind=scatter", "model.encoder.kind=splat", "objective.predict=velocity"),
       "model.encoder.residual is true, but objective.predict is velocity"),
      (("task.kind=hints", "model.encoder.kind=grid", "task.absent=1"), "task.absent is 1"),

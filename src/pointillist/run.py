@@ -217,6 +217,11 @@ class Run:
                 f"model.encoder.kind is {kind}, but task.kind is {self.task.kind}, so nothing is "
                 f"ever observed; set task.kind=scatter or model.encoder.kind=none"
             )
+        if self.task.observes and encoder is None:
+            raise InputError(
+                f"task.kind is {self.task.kind}, but model {self.model.kind} has no encoder, so it "
+                f"cannot see what is observed; set task.kind=generate, or another model.kind as dit"
+            )
         if self.task.observes and kind == "none":
             raise InputError(
                 f"task.kind is {self.task.kind}, but model.encoder.kind is none, so model "
