@@ -13,7 +13,7 @@ ROWS = [
     {"samplers", "page", "baselines", "resolution"},
     {"data", "augment", "tasks", "encoders", "losses", "guidance", "metrics"},
     {"consistent"},
-    {"models", "figures", "settings", "request"},
+    {"models", "figures", "settings", "request", "agreement"},
     {"published", "run"},
     {"runfolder", "known", "snapshots", "posterior", "references"},
     {"walk", "known_points"},

@@ -179,6 +179,8 @@ def same_size(kind: str, seen: Seen, size: Any) -> str | None:
             continue
         values = to_dict(from_dict(read_source(preset)))
         model = values["model"]
+        if "size" not in values["data"]:  # of latents, which no family's weights tell from pixels
+            continue
         if model["kind"] != kind or size not in (None, values["data"]["size"]):
             continue
         sizes = seen.model.keys() - {"time_scale"}  # how the published code counts time is none

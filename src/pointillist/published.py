@@ -252,10 +252,9 @@ def read_dit(weights: Weights, path: Path) -> Seen:
 
 # ADM's diffusion, in which weights for latents were trained; their presets are of pixels.
 ADM: dict[str, dict[str, Any]] = {
-    "objective": {"kind": "ddpm"},
-    "loss": {"velocity": 0.0, "eps": 1.0},
+    "objective": {"kind": "ddpm"}, "loss": {"velocity": 0.0, "eps": 1.0},
     "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
-}
+}  # fmt: skip
 DIT = Family(
     names=(
         *_both("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),

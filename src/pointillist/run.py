@@ -15,12 +15,19 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pointillist.agreement import (
+    check_augment,
+    check_code,
+    check_guidance,
+    check_placed,
+    check_places,
+    check_tasks,
+)
 from pointillist.augment import AugmentConfig
 from pointillist.data import Data, EmojiConfig
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.device import DeviceName
 from pointillist.engine.optim import OptimConfig
-from pointillist.guidance import label_number
 from pointillist.losses import LossConfig
 from pointillist.losses.bound import check_steps
 from pointillist.models import Backbone, JiTConfig
@@ -72,139 +79,18 @@ class Run:
 
     def check(self, spec: Spec) -> None:
         """Contradictions between the configuration and the data, before anything is computed."""
-        self._check_augment(spec)
+        check_augment(self, spec)
         check_steps(self.model, self.objective, self.loss.vlb)
         self.sample.walk(path=self.objective)
-        self._check_placed(spec)
-        self._check_code(spec)
+        check_placed(self, spec)
+        check_code(self, spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
         self.check_hints()
-        self._check_places()
-        self._check_tasks()
-        self._check_guidance(spec)
-
-    def _check_augment(self, spec: Spec) -> None:
-        """What is done to pictures is told to the network, and can be done to them."""
-        told, taken = self.augment.labels, getattr(self.model, "augment_labels", None)
-        if told and taken is None:
-            raise InputError(
-                f"augment.geometric is {self.augment.geometric}, but model {self.model.kind} takes "
-                f"no labels of augmentation, so turned pictures would leak into what it draws; set "
-                f"augment.geometric=0"
-            )
-        if told != (taken or 0):
-            raise InputError(
-                f"model.augment_labels is {taken}, but augment.geometric={self.augment.geometric} "
-                f"tells {told}; set model.augment_labels={told}"
-            )
-        if told and len(spec.axes) != 2:
-            raise InputError(
-                f"augment.geometric is {self.augment.geometric}, but it turns pictures of two "
-                f"axes, and the data have {len(spec.axes)}; set it to 0"
-            )
-
-    def _check_guidance(self, spec: Spec) -> None:
-        """A scale needs a reference, and what belongs to guidance a scale."""
-        guidance = self.sample.guidance
-        guidance.check_channels(spec.channels)
-        if guidance.idle:
-            raise InputError(
-                f"sample.guidance.{guidance.idle} is set, but sample.guidance.scale is 1, which is "
-                f"no guidance; set the scale too"
-            )
-        if guidance.automatic:
-            for field, value in (("train.grid", self.train.grid),
-                                 ("evaluate.every", self.evaluate.every)):  # fmt: skip
-                if value:
-                    raise InputError(
-                        f"sample.guidance.auto is set, but what training draws has no weaker "
-                        f"network; set {field}=0, or give sample.guidance.auto when sampling"
-                    )
-            return
-        if guidance.scale != 1 and not spec.classes:
-            raise InputError(
-                f"sample.guidance.scale is {guidance.scale}, but the data have no classes; set it "
-                f"to 1"
-            )
-        if guidance.negated:
-            label_number(guidance.negative, spec.classes, "sample.guidance.negative")
-        elif guidance.scale != 1 and self.task.label_drop == 0:
-            raise InputError(
-                f"sample.guidance.scale is {guidance.scale}, but task.label_drop is 0, so no "
-                f"unlabelled answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
-            )
-
-    def _check_places(self) -> None:
-        """What needs a whole grid cannot be had of some places."""
-        if not self.task.places.some:
-            return
-        terms = ("lpips", "align", "frequency")
-        whole = [f"loss.{n}.weight=0" for n in terms if getattr(self.loss, n).weight]
-        if self.objective.noise_size is not None:
-            whole.append("objective.noise_size=null")
-        if whole:
-            raise InputError(
-                f"task.places.kind is {self.task.places.kind}, but {whole[0].partition('=')[0]} "
-                f"is for whole grids; set {whole[0]} or task.places.kind=everywhere"
-            )
-
-    def _check_placed(self, spec: Spec) -> None:
-        """What is for pictures that fill their own grid cannot be had of crops of a field."""
-        if not spec.placed:
-            return
-        wrong = {
-            "augment.flip=false": self.augment.flip,
-            "augment.geometric=0": bool(self.augment.geometric),
-            "train.grid=0": self.train.grid,
-            "evaluate.every=0": self.evaluate.every,
-            "objective.noise_size=null": self.objective.noise_size is not None,
-            "task.kind=scatter": any(task.kind == "upscale" for task in self.task.singles),  # type: ignore[attr-defined]
-        }
-        for remedy, is_set in wrong.items():
-            if is_set:
-                raise InputError(
-                    f"{remedy.partition('=')[0]} is for pictures, but the data are crops of a "
-                    f"field; set {remedy}"
-                )
-
-    def _check_code(self, spec: Spec) -> None:
-        """What is told of pixels cannot be had of latents."""
-        if spec.code is None:
-            return
-        if self.task.observes:
-            raise InputError(
-                f"task.kind is {self.task.kind}, but the data are latents, and a known pixel is no "
-                f"known latent; set task.kind=generate"
-            )
-        if self.augment.flip and not getattr(self.data, "flip", False):
-            raise InputError(
-                "augment.flip is true, but the latent of a picture turned round is not its latent "
-                "turned round; set data.flip=true to encode both, or augment.flip=false"
-            )
-
-    def _check_tasks(self) -> None:
-        """What one of the tasks says, against the rest of the configuration."""
-        for task in self.task.singles:
-            turns = {"flip": "false", "geometric": "0"}
-            for name in (name for name in turns if getattr(self.augment, name)):
-                if getattr(task, "fixed", False):
-                    raise InputError(
-                        f"task.fixed is true, but augment.{name} turns pictures under their masks, "
-                        f"so that other pixels are seen; set augment.{name}={turns[name]}"
-                    )
-            if getattr(task, "reveal", "all") == "kept" and getattr(self.model, "jitter", 0):
-                raise InputError(
-                    "task.reveal is kept, but model.jitter takes the picture beside its cells, "
-                    "some of which training does not have; set model.jitter=0"
-                )
-            whole = [name for name in ("lpips", "align") if getattr(self.loss, name).weight]
-            if getattr(task, "reveal", "all") == "kept" and whole:
-                raise InputError(
-                    f"task.reveal is kept, but loss.{whole[0]} looks at whole pictures, of which "
-                    f"training has some pixels only; set loss.{whole[0]}.weight=0"
-                )
+        check_places(self)
+        check_tasks(self)
+        check_guidance(self, spec)
 
     def check_hints(self) -> None:
         """What is observed needs a model with an encoder for it, and the other way round."""

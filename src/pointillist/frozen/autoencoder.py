@@ -29,6 +29,7 @@ from pointillist.types import InputError
 INSTALL = "pip install 'pointillist[latent]'"
 PIXELS = 1 << 19  # that many of pictures are in the memory together: 8 of 256 x 256
 OVERLAP = 4  # tiles share this part of their edge
+STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 
 
 class Coding(NamedTuple):
@@ -139,7 +140,12 @@ def open_autoencoder(name: str, device: torch.device) -> Autoencoder:
 
 
 def promise(name: str) -> Coding:
-    """What it will make of pictures; InputError where there is no such autoencoder."""
+    """What it will make of pictures; InputError where there is no such autoencoder.
+
+    Those of Stable Diffusion are known, so that a run on them can be described anywhere.
+    """
+    if name in STABLE_DIFFUSION:
+        return Coding(3, 4, 8, (0.0,) * 4, (1 / 0.18215,) * 4)
     name = _named(name)
     return _promise(name, _version(name))[1]
 

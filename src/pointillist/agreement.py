@@ -1,0 +1,141 @@
+"""What the parts of a configuration say of one another: contradictions, each in one sentence.
+
+`Run.check` asks all of them before anything is computed.
+"""
+
+from typing import Any
+
+from pointillist.guidance import label_number
+from pointillist.types import InputError, Spec
+
+
+def check_augment(run: Any, spec: Spec) -> None:
+    """What is done to pictures is told to the network, and can be done to them."""
+    told, taken = run.augment.labels, getattr(run.model, "augment_labels", None)
+    if told and taken is None:
+        raise InputError(
+            f"augment.geometric is {run.augment.geometric}, but model {run.model.kind} takes "
+            f"no labels of augmentation, so turned pictures would leak into what it draws; set "
+            f"augment.geometric=0"
+        )
+    if told != (taken or 0):
+        raise InputError(
+            f"model.augment_labels is {taken}, but augment.geometric={run.augment.geometric} "
+            f"tells {told}; set model.augment_labels={told}"
+        )
+    if told and len(spec.axes) != 2:
+        raise InputError(
+            f"augment.geometric is {run.augment.geometric}, but it turns pictures of two "
+            f"axes, and the data have {len(spec.axes)}; set it to 0"
+        )
+
+
+def check_guidance(run: Any, spec: Spec) -> None:
+    """A scale needs a reference, and what belongs to guidance a scale."""
+    guidance = run.sample.guidance
+    guidance.check_channels(spec.channels)
+    if guidance.idle:
+        raise InputError(
+            f"sample.guidance.{guidance.idle} is set, but sample.guidance.scale is 1, which is "
+            f"no guidance; set the scale too"
+        )
+    if guidance.automatic:
+        for field, value in (("train.grid", run.train.grid),
+                             ("evaluate.every", run.evaluate.every)):  # fmt: skip
+            if value:
+                raise InputError(
+                    f"sample.guidance.auto is set, but what training draws has no weaker "
+                    f"network; set {field}=0, or give sample.guidance.auto when sampling"
+                )
+        return
+    if guidance.scale != 1 and not spec.classes:
+        raise InputError(
+            f"sample.guidance.scale is {guidance.scale}, but the data have no classes; set it "
+            f"to 1"
+        )
+    if guidance.negated:
+        label_number(guidance.negative, spec.classes, "sample.guidance.negative")
+    elif guidance.scale != 1 and run.task.label_drop == 0:
+        raise InputError(
+            f"sample.guidance.scale is {guidance.scale}, but task.label_drop is 0, so no "
+            f"unlabelled answer is ever learnt; set task.label_drop=0.1 or the scale to 1"
+        )
+
+
+def check_places(run: Any) -> None:
+    """What needs a whole grid cannot be had of some places."""
+    if not run.task.places.some:
+        return
+    terms = ("lpips", "align", "frequency")
+    whole = [f"loss.{n}.weight=0" for n in terms if getattr(run.loss, n).weight]
+    if run.objective.noise_size is not None:
+        whole.append("objective.noise_size=null")
+    if whole:
+        raise InputError(
+            f"task.places.kind is {run.task.places.kind}, but {whole[0].partition('=')[0]} "
+            f"is for whole grids; set {whole[0]} or task.places.kind=everywhere"
+        )
+
+
+def check_placed(run: Any, spec: Spec) -> None:
+    """What is for pictures that fill their own grid cannot be had of crops of a field."""
+    if not spec.placed:
+        return
+    wrong = {
+        "augment.flip=false": run.augment.flip,
+        "augment.geometric=0": bool(run.augment.geometric),
+        "train.grid=0": run.train.grid,
+        "evaluate.every=0": run.evaluate.every,
+        "objective.noise_size=null": run.objective.noise_size is not None,
+        "task.kind=scatter": any(task.kind == "upscale" for task in run.task.singles),  # type: ignore[attr-defined]
+    }
+    for remedy, is_set in wrong.items():
+        if is_set:
+            raise InputError(
+                f"{remedy.partition('=')[0]} is for pictures, but the data are crops of a "
+                f"field; set {remedy}"
+            )
+
+
+def check_code(run: Any, spec: Spec) -> None:
+    """What is told of pixels cannot be had of latents."""
+    if spec.code is None:
+        return
+    if run.task.observes:
+        raise InputError(
+            f"task.kind is {run.task.kind}, but the data are latents, and a known pixel is no "
+            f"known latent; set task.kind=generate"
+        )
+    if run.augment.flip and not getattr(run.data, "flip", False):
+        raise InputError(
+            "augment.flip is true, but the latent of a picture turned round is not its latent "
+            "turned round; set data.flip=true to encode both, or augment.flip=false"
+        )
+    if run.augment.geometric:
+        raise InputError(
+            f"augment.geometric is {run.augment.geometric}, but the latent of a picture turned is "
+            f"not its latent turned; set it to 0"
+        )
+
+
+def check_tasks(run: Any) -> None:
+    """What one of the tasks says, against the rest of the configuration."""
+    for task in run.task.singles:
+        turns = {"flip": "false", "geometric": "0"}
+        for name in (name for name in turns if getattr(run.augment, name)):
+            if getattr(task, "fixed", False):
+                raise InputError(
+                    f"task.fixed is true, but augment.{name} turns pictures under their masks, "
+                    f"so that other pixels are seen; set augment.{name}={turns[name]}"
+                )
+        if getattr(task, "reveal", "all") == "kept" and getattr(run.model, "jitter", 0):
+            raise InputError(
+                "task.reveal is kept, but model.jitter takes the picture beside its cells, "
+                "some of which training does not have; set model.jitter=0"
+            )
+        whole = [name for name in ("lpips", "align") if getattr(run.loss, name).weight]
+        if getattr(task, "reveal", "all") == "kept" and whole:
+            raise InputError(
+                f"task.reveal is kept, but loss.{whole[0]} looks at whole pictures, of which "
+                f"training has some pixels only; set loss.{whole[0]}.weight=0"
+            )
