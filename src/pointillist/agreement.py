@@ -50,8 +50,7 @@ def check_guidance(run: Any, spec: Spec) -> None:
         return
     if guidance.scale != 1 and not spec.classes:
         raise InputError(
-            f"sample.guidance.scale is {guidance.scale}, but the data have no classes; set it "
-            f"to 1"
+            f"sample.guidance.scale is {guidance.scale}, but the data have no classes; set it to 1"
         )
     if guidance.negated:
         label_number(guidance.negative, spec.classes, "sample.guidance.negative")

@@ -139,8 +139,8 @@ def configure(
     if size is None:
         raise InputError(f"{path} does not tell the size of its pictures; give it as data.size=256")
     if preset is None:
-        filled = to_dict(from_dict(family.recipe))
-        tree |= {branch: filled[branch] for branch in family.recipe}
+        filled = to_dict(from_dict(seen.recipe))
+        tree |= {branch: filled[branch] for branch in seen.recipe}
         tree["sample"]["guidance"]["scale"] = 1.0
         for field, known in seen.unsaid.items():
             if not asked.get(f"model.{field}"):

@@ -21,7 +21,8 @@ class Seen(NamedTuple):
     """What the weights say: fields of the model, and what they tell of the data.
 
     `unsaid`: fields that no weight shows, each with what is known about it; `size` is the edge of a
-    picture in pixels, None where nothing tells.
+    picture in pixels, None where nothing tells. `recipe` are branches of the configuration that
+    hold where no preset has these weights.
     """
 
     model: dict[str, Any]
@@ -29,6 +30,7 @@ class Seen(NamedTuple):
     channels: int
     classes: int
     size: int | None
+    recipe: dict[str, dict[str, Any]] = {}
 
 
 class Family(NamedTuple):
@@ -36,9 +38,13 @@ class Family(NamedTuple):
     all of them. `preset` is the published run whose recipe a size without a preset takes over;
     `objective` turns the arguments of the training, where the file has them, and the edge of its
     pictures into fields of the objective. `part` tells blocks of two kinds apart that are numbered
+<<<<<<< HEAD
     in one row, or leaves out what is no weight. `recipe` are branches of the configuration that
     hold where no preset has the size. `kind` is the model's, where it is not the family's name; the
     preset may be of another kind, as its recipe alone is taken over then.
+=======
+    in one row.
+>>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
     """
 
     names: tuple[str, ...]
@@ -49,8 +55,11 @@ class Family(NamedTuple):
     prefix: str = ""
     objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     part: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+<<<<<<< HEAD
     recipe: dict[str, dict[str, Any]] = {}
     kind: str = ""
+=======
+>>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
 
 
 # Names.
@@ -228,6 +237,13 @@ JIT = Family(
 
 # DiT.
 
+# The diffusion in which weights with a sigma were trained, and how they are sampled.
+ADM: dict[str, dict[str, Any]] = {
+    "objective": {"kind": "ddpm"},
+    "loss": {"velocity": 0.0, "eps": 1.0},
+    "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
+}
+
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL
 
 
@@ -247,7 +263,9 @@ def read_dit(weights: Weights, path: Path) -> Seen:
         model["heads"] = HEADS[width]
     else:
         unsaid["heads"] = "the number of attention heads: DiT-S 6, B 12, L and XL 16"
-    return Seen(model, unsaid, channels, count_classes(weights, path), edge(weights, p, path))
+    recipe = ADM if model["learn_sigma"] else {}
+    classes, size = count_classes(weights, path), edge(weights, p, path)
+    return Seen(model, unsaid, channels, classes, size, recipe)
 
 
 # ADM's diffusion, in which weights for latents were trained; their presets are of pixels.
@@ -266,7 +284,10 @@ DIT = Family(
     read=read_dit,
     rename=dit.from_published,
     preset="imagenet256-dit-b",
+<<<<<<< HEAD
     recipe=ADM,
+=======
+>>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
 )
 
 
