@@ -38,13 +38,8 @@ class Family(NamedTuple):
     all of them. `preset` is the published run whose recipe a size without a preset takes over;
     `objective` turns the arguments of the training, where the file has them, and the edge of its
     pictures into fields of the objective. `part` tells blocks of two kinds apart that are numbered
-<<<<<<< HEAD
-    in one row, or leaves out what is no weight. `recipe` are branches of the configuration that
-    hold where no preset has the size. `kind` is the model's, where it is not the family's name; the
-    preset may be of another kind, as its recipe alone is taken over then.
-=======
-    in one row.
->>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
+    in one row, or leaves out what is no weight. `kind` is the model's where it is not the family's
+    name; the preset, of which the recipe is taken alone then, may be of another.
     """
 
     names: tuple[str, ...]
@@ -55,11 +50,7 @@ class Family(NamedTuple):
     prefix: str = ""
     objective: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     part: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-<<<<<<< HEAD
-    recipe: dict[str, dict[str, Any]] = {}
     kind: str = ""
-=======
->>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
 
 
 # Names.
@@ -239,10 +230,9 @@ JIT = Family(
 
 # The diffusion in which weights with a sigma were trained, and how they are sampled.
 ADM: dict[str, dict[str, Any]] = {
-    "objective": {"kind": "ddpm"},
-    "loss": {"velocity": 0.0, "eps": 1.0},
+    "objective": {"kind": "ddpm"}, "loss": {"velocity": 0.0, "eps": 1.0},
     "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
-}
+}  # fmt: skip
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL
 
@@ -263,16 +253,10 @@ def read_dit(weights: Weights, path: Path) -> Seen:
         model["heads"] = HEADS[width]
     else:
         unsaid["heads"] = "the number of attention heads: DiT-S 6, B 12, L and XL 16"
-    recipe = ADM if model["learn_sigma"] else {}
     classes, size = count_classes(weights, path), edge(weights, p, path)
-    return Seen(model, unsaid, channels, classes, size, recipe)
+    return Seen(model, unsaid, channels, classes, size, ADM if model["learn_sigma"] else {})
 
 
-# ADM's diffusion, in which weights for latents were trained; their presets are of pixels.
-ADM: dict[str, dict[str, Any]] = {
-    "objective": {"kind": "ddpm"}, "loss": {"velocity": 0.0, "eps": 1.0},
-    "sample": {"sampler": "ddpm", "steps": 250, "grid": "respaced"},
-}  # fmt: skip
 DIT = Family(
     names=(
         *_both("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"),
@@ -284,10 +268,6 @@ DIT = Family(
     read=read_dit,
     rename=dit.from_published,
     preset="imagenet256-dit-b",
-<<<<<<< HEAD
-    recipe=ADM,
-=======
->>>>>>> b3ed088 (Tell of DDPM's path, its learnt variance and guidance of some channels)
 )
 
 
@@ -385,8 +365,8 @@ PIXNERD = Family(
 def read_diffit(weights: Weights, path: Path) -> Seen:
     width, channels, *patch = shape(weights, "x_embedder.proj.weight", 4, path)
     p = square(tuple(patch), "x_embedder.proj.weight", path)
-    hidden = shape(weights, "blocks.0.mlp.fc1.weight", 2, path)[0]
-    outputs = shape(weights, "final_layer.linear.weight", 2, path)[0]
+    hidden, outputs = (shape(weights, f"{name}.weight", 2, path)[0]
+                       for name in ("blocks.0.mlp.fc1", "final_layer.linear"))  # fmt: skip
     table = "blocks.0.attn.relative_position_bias_table"
     offsets, count = shape(weights, table, 2, path)
     side = (math.isqrt(offsets) + 1) // 2
@@ -400,7 +380,8 @@ def read_diffit(weights: Weights, path: Path) -> Seen:
         "time_scale": 1.0,  # the published network is asked at the index of a step
         "encoder": {"kind": "none"},
     }  # fmt: skip
-    return Seen(model, {}, channels, count_classes(weights, path), side * p)
+    classes = count_classes(weights, path)
+    return Seen(model, {}, channels, classes, side * p, ADM if model["learn_sigma"] else {})
 
 
 DIFFIT = Family(
@@ -411,12 +392,8 @@ DIFFIT = Family(
         *_both("blocks.*.mlp.fc1", "blocks.*.mlp.fc2", "final_layer.linear"),
     ),
     optional=("pos_embed", "y_embedder.embedding_table.weight"),
-    read=read_diffit,
-    rename=diffit_flat.from_published,
-    preset="imagenet256-dit-b",
-    part=diffit_flat.without_index,
-    kind="diffit_flat",
-    recipe=ADM,
-)
+    read=read_diffit, rename=diffit_flat.from_published, preset="imagenet256-dit-b",
+    part=diffit_flat.without_index, kind="diffit_flat",
+)  # fmt: skip
 
 FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT, "pixnerd": PIXNERD, "diffit": DIFFIT}
