@@ -18,8 +18,8 @@ class TimeAttention(nn.Module):
 
     Tokens attend within windows of the map, with a learned bias for every offset in a window.
     The time token is the same for all tokens, so what it adds to the keys adds one number to all
-    scores of a query and the softmax takes that away: the key part of `time`, and the keys' bias,
-    have no effect and no gradient. They stay, for published weights have them.
+    scores of a query and the softmax takes that away. So the key part of `time` is not added; it
+    stays among the weights, where it does not move, for published ones have it.
     `dropout` acts on what comes out.
     """
 
@@ -54,8 +54,11 @@ class TimeAttention(nn.Module):
         self, x: Float[Tensor, "b *size d"], c: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b *size d"]:
         size = tuple(x.shape[1:-1])
-        told = self.time(c).view(-1, *[1] * len(size), 3 * x.shape[-1])
-        qkv = self.qkv(x).add_(told)  # Eq. 3-5
+        # Added, the key part would have a gradient of rounding errors, by which Adam and Muon move
+        # it as far as any weight, until the numbers that should cancel are too large to.
+        to_q, to_k, to_v = self.time(c).chunk(3, -1)
+        told = torch.cat((to_q, torch.zeros_like(to_k), to_v), -1)
+        qkv = self.qkv(x).add_(told.view(-1, *[1] * len(size), told.shape[-1]))  # Eq. 3-5
         parted = qkv.unflatten(-1, (3, self.heads, -1)).movedim((-3, -2), (0, 2))
         q, k, v = partition(parted, self.window, first=3).unbind(0)
         mixed = attend_biased(q, k, v, self.bias(size))  # Eq. 6
