@@ -233,7 +233,7 @@ def u(*size: int, classes: int = 0, **fields) -> Network:
     return Network(filled(config.build(spec_of(*size, classes=classes))))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(h=st.integers(1, 21), w=st.integers(1, 21), down=st.sampled_from(["strided", "bilinear"]),
        up=st.sampled_from(["strided", "bilinear"]))  # fmt: skip
 def test_a_picture_of_any_size_is_answered_in_its_size(h, w, down, up):
