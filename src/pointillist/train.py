@@ -154,15 +154,15 @@ def _train(
         terms = attempt(run, network, batch, device, alignment=alignment, step=step)
         if terms is None:
             raise InputError(advice(run, network, optimizer, batch, device, alignment, step))
-        told = ranks.meet(stop=stop.asked, refused=refused)  # all go on from here, or none
+        told = ranks.meet(stop=stop.asked, refused=refused)  # all take the step, or none
+        ranks.sum_gradients(parameters)
+        sums = ranks.sum([*terms.values()])
         for event in chain(*told["refused"]):
             emit(event)
         refused.clear()
-        ranks.sum_gradients(parameters)
         clip_field, clip = clip_norm(run.optim, state.images + size)
         norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
         # The one wait for the device in a step: whether it may be taken, and its figures.
-        sums = ranks.sum(torch.stack([*terms.values()]))
         found = torch.cat((sums, norm[None])).tolist()
         figures = dict(zip([*terms, "grad_norm"], found, strict=True))
         finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])

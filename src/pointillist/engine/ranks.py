@@ -154,12 +154,13 @@ class Ranks:
             with self._linked(part) as flat:
                 dist.all_reduce(flat, group=self.sums)
 
-    def sum(self, figures: Tensor) -> Tensor:
-        """The sum over the ranks of a small vector."""
-        if self.count > 1:
-            with self._linked():
-                dist.all_reduce(figures, group=self.sums)
-        return figures
+    def sum(self, figures: Sequence[Tensor]) -> Tensor:
+        """A few numbers as one vector, summed over the ranks."""
+        with self._linked():
+            total = torch.stack(tuple(figures))
+            if self.count > 1:
+                dist.all_reduce(total, group=self.sums)
+        return total
 
     # The end.
 
