@@ -259,7 +259,9 @@ def test_diffit_comes_with_what_is_no_weight(tmp_path):
 
 
 SHAPES = {"pixeldit": publish_shapes, "pixnerd": publish_fields}
-PUBLISHED = [name for name in preset_names() if "imagenet" in name and "hints" not in name]
+# Weights do not tell which latents they are of, so a preset of those is not found by its size.
+PUBLISHED = [name for name in preset_names()
+             if "imagenet" in name and not {"hints", "diffit"} & set(name.split("-"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

@@ -60,8 +60,9 @@ def test_decoding_takes_the_crop_that_is_asked_for(tmp_path):
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("imagenet")])
 def test_every_imagenet_preset_prepares_pictures_as_published(name):
     run = Run.load(name)
-    assert isinstance(run.data, FolderConfig)
-    assert run.data.fit == "adm" and run.data.enlarge and run.augment.flip
+    data = run.data.of if run.data.kind == "latent" else run.data
+    assert isinstance(data, FolderConfig)
+    assert data.fit == "adm" and data.enlarge and run.augment.flip
 
 
 # What files hold. Each picture is 2 x 2; levels are those that are read, row by row.

@@ -93,7 +93,8 @@ def test_every_preset_is_sampled_untrained_under_its_own_task(name, load):
     run = load(name, "model.width=32", "model.depth=2", *heads, *TOY[model.kind])
     spec = run.data.promise()
     where = np.random.default_rng(0).uniform(-1, 1, (9, len(spec.axes))) if spec.placed else None
-    drawn = untrained(run, spec, "cpu").sample(1, steps=1, where=where)
+    latents = spec.code is not None  # whose autoencoder is not at hand
+    drawn = untrained(run, spec, "cpu").sample(1, steps=1, where=where, latents=latents)
     size = (9,) if spec.placed else spec.size
     assert drawn.shape == (1, spec.channels, *size) and bool(drawn.isfinite().all())
 

@@ -86,7 +86,7 @@ def check_placed(run: Any, spec: Spec) -> None:
         "train.grid=0": run.train.grid,
         "evaluate.every=0": run.evaluate.every,
         "objective.noise_size=null": run.objective.noise_size is not None,
-        "task.kind=scatter": any(task.kind == "upscale" for task in run.task.singles),  # type: ignore[attr-defined]
+        "task.kind=scatter": any(task.kind == "upscale" for task in run.task.singles),
     }
     for remedy, is_set in wrong.items():
         if is_set:
