@@ -1,6 +1,7 @@
 """The same picture, seen otherwise: drawn by the sample's own number, told by labels."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pointillist.augment import LABELS, AugmentConfig
 from pointillist.draws import Draw
 from pointillist.gradient import shown
 from pointillist.run import Run
-from pointillist.types import Batch, InputError
+from pointillist.types import Batch, Code, InputError
 
 INDEX = torch.arange(200)
 X = Draw(0, INDEX).normal("x", (2, 3, 4))
@@ -145,6 +146,13 @@ def test_the_network_is_told_and_answers_otherwise():
     batch = Batch(INDEX[:8], torch.rand(8, 3, 32, 32), label=torch.zeros(8, dtype=torch.long))
     ((some, told),) = shown(run, batch, 8, torch.device("cpu"))
     assert some.augment is not None and torch.equal(told.augment, some.augment)
+
+
+def test_latents_are_not_turned():
+    run = Run.load("debug", "augment.geometric=0.1", "model.augment_labels=9", "augment.flip=false")
+    spec = replace(run.data.promise(), code=Code(factor=8), bounded=False)
+    with pytest.raises(InputError, match="augment.geometric is 0.1, but the latent of a picture"):
+        run.check(spec)
 
 
 @pytest.mark.parametrize(

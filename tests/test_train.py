@@ -157,6 +157,7 @@ WAYS = {
     "accumulation": ("train.micro_batch=8",),
     "dropout": ("model.dropout=0.3", "model.depth=4"),
     "bfloat16": ("train.precision=bfloat16",),
+    "augmentation": ("augment.geometric=0.5", "model.augment_labels=9"),
     "no EMA warm-up": ("train.ema_warmup=false",),
     "muon": ("optim.hidden=muon", "optim.weight_decay=0.1"),
     "step-down": ("optim.step_down.at=96", "optim.step_down.clip=0.01"),
@@ -172,6 +173,14 @@ WAYS = {
         "train.precision=bfloat16",
     ),
 }
+
+
+@pytest.mark.parametrize("more", [(), ("model.dropout=0.3", "model.depth=4")])
+def test_blocks_that_are_computed_again_train_the_same_run(tmp_path, more):
+    for name, recomputed in (("a", "false"), ("b", "true")):
+        few = ("train.images=96", "train.save_every=96", *more)
+        pt.train(toy(*few, f"train.gradient_checkpointing={recomputed}"), tmp_path / name)
+    assert same(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("way", WAYS)

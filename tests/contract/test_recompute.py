@@ -1,13 +1,16 @@
 """Activation checkpointing: every model has the same gradients, out of less memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pointillist.describe import _saved
+from pointillist.describe import _saved, describe
 from pointillist.draws import Draw
 from pointillist.engine.recompute import blocks_of, recompute_blocks
 from pointillist.layers.dropout import dropping
 from pointillist.models import JiTConfig, Network
+from pointillist.run import Run
 
 from .test_models import CONFIGS, asked, toy
 
@@ -52,6 +55,16 @@ def test_names_of_weights_stay():
     model = toy(JiTConfig, SIZE)
     names = [name for name, _ in model.named_parameters()]
     assert [name for name, _ in recompute_blocks(model).named_parameters()] == names
+
+
+def test_what_is_promised_of_memory_falls_with_it():
+    run = Run.load("cifar10-jit")
+    kept, recomputed = (
+        describe(replace(run, train=replace(run.train, gradient_checkpointing=way)),
+                 run.data.promise())["activation_bytes"]
+        for way in (False, True)
+    )  # fmt: skip
+    assert recomputed < kept / 3
 
 
 def test_without_gradients_nothing_is_kept_for_them():
