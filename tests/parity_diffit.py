@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from pointillist.guidance import GuidanceConfig, PowerCosineSchedule
 from pointillist.layers.time_attention import TimeAttention
 from pointillist.models import DiffiTConfig, DiffiTFlatConfig, Network, diffit_flat
 from pointillist.objective import EDMConfig
@@ -94,9 +95,12 @@ def guided(case: Case, model: torch.nn.Module) -> None:
             network(x, t, Given(label=unlabel(label, model))).value
             for label in io["cfg.y"].split(half)
         )
-    angle = torch.pi * (1 - t / 1000) ** power
-    share = ((1 - angle.cos()) / 2).view(-1, 1, 1, 1)
-    led = away + ((w - 1) * share + 1) * (toward - away)
+    schedule = PowerCosineSchedule(power=power)
+    weights = [
+        GuidanceConfig(scale=w, schedule=schedule, channels=3).weight(1 - float(i) / 1000)
+        for i in t
+    ]
+    led = away + torch.tensor(weights).view(-1, 1, 1, 1) * (toward - away)
     ours = [torch.cat((led[:, :3], one[:, 3:]), 1) for one in (toward, away)]
     case.match("cfg.out", torch.cat(ours))
 

@@ -86,6 +86,13 @@ def other_data() -> None:
     EmojiConfig.open = troubled  # type: ignore[method-assign]
 
 
+def no_data() -> None:
+    def troubled(self, split):
+        raise InputError("the pictures are not there; bring them back")
+
+    EmojiConfig.open = troubled  # type: ignore[method-assign]
+
+
 def fails(network: Any, size: int) -> None:
     raise KeyError("a bug")
 
@@ -115,6 +122,7 @@ TROUBLES: dict[str, Callable[[], None]] = {
     "unreadable": unreadable,
     "full disk": full_disk,
     "other data": other_data,
+    "no data": no_data,
     "other words": lambda: sys.argv.append("optim.lr=0.5"),
 }
 
@@ -134,7 +142,6 @@ def sums() -> None:
             "weights": [p.tolist() for p in here],
             "gradients": [None if p.grad is None else p.grad.tolist() for p in here],
             "told": told,
-            "first": ranks.first([ranks.rank]),
         }
         print(json.dumps(found))
 

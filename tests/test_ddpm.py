@@ -168,6 +168,8 @@ def test_respacing_is_of_whole_steps_alone():
         time_grid(5, grid="respaced")
     with pytest.raises(InputError, match="steps is 1001, but grid respaced chooses among the 1000"):
         time_grid(1001, grid="respaced", path=PATH)
+    with pytest.raises(InputError, match="shift is 2, but grid respaced is of whole steps"):
+        time_grid(4, 2.0, "respaced", PATH)
     assert time_grid(1, grid="respaced", path=PATH).tolist() == [0, 1]
 
 

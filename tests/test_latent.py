@@ -18,9 +18,12 @@ from pointillist.data.latent import LatentConfig
 from pointillist.data.loader import batches, to_batch
 from pointillist.draws import Draw
 from pointillist.engine import checkpoint
+from pointillist.engine.ranks import Ranks
+from pointillist.engine.session import Interrupted, StopRequest
 from pointillist.frozen import autoencoder as frozen
 from pointillist.frozen.autoencoder import Autoencoder, open_autoencoder, starts, tiled
 from pointillist.run import Run, from_dict
+from pointillist.train import opened as train_opened
 from pointillist.train import train
 from pointillist.types import InputError
 from tests import latent_case
@@ -162,7 +165,7 @@ def test_what_is_interrupted_leaves_nothing(root, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Autoencoder, "encode", stop)
         opened(root)
-    assert [path.name for path in (root / "latents").iterdir()] == [".lock"]
+    assert [path.name for path in (root / "latents").iterdir()] == [".latents.lock"]
     assert len(opened(root))
 
 
@@ -231,6 +234,14 @@ def test_latents_of_other_data_are_refused(root):
 def test_latents_of_another_autoencoder_are_refused(root):
     opened(root)
     latent_case.autoencoder(root / "vae", seed=1)
+    with pytest.raises(InputError, match="holds latents of another autoencoder than"):
+        opened(root)
+    shutil.rmtree(root / "latents")
+    opened(root)
+    # The same weights, put together otherwise.
+    path = root / "vae/config.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"act_fn": "gelu"}))
     with pytest.raises(InputError, match="holds latents of another autoencoder than"):
         opened(root)
 
@@ -359,6 +370,22 @@ def test_what_is_told_of_pixels_is_refused(root, more, message):
     if "augment" in more:
         flips = dataclasses.replace(run, data=dataclasses.replace(run.data, flip=True))
         flips.check(run.data.promise())
+        neither = dataclasses.replace(flips, augment=AugmentConfig(flip=False))
+        with pytest.raises(InputError, match="data.flip is true, but augment.flip is false"):
+            neither.check(run.data.promise())
+
+
+def test_a_run_may_keep_its_latents_in_its_own_folder(root):
+    train(toy(latent(root, cache=str(root / "run"))), root / "run")
+    assert (root / "run/train/latents.npy").exists() and (root / "run/run.yaml").exists()
+
+
+def test_who_asks_to_stop_need_not_wait_for_the_encoder(root):
+    run, stop = toy(latent(root)), StopRequest()
+    stop.asked = True
+    with pytest.raises(Interrupted, match="stopped at .* pictures to encode, of which nothing"):
+        train_opened(run, stop, Ranks())
+    assert not (root / "latents/train").exists()
 
 
 def test_a_run_that_cannot_be_is_refused_before_anything_is_encoded(root):

@@ -70,8 +70,9 @@ def check_same(a: Path, b: Path) -> None:
     """Weights, averages, moments and log agree up to the order of summation."""
     left, right = tensors(a), tensors(b)
     assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    for name, value in left.items():  # moments are far smaller than weights
+        near = 1e-5 * (min(1.0, float(value.abs().max())) if "exp_avg" in name else 1.0)
+        torch.testing.assert_close(right[name], value, rtol=1e-5, atol=near, msg=name)
     for one, other in zip(read(a / "log.jsonl"), read(b / "log.jsonl"), strict=True):
         assert one.keys() == other.keys()
         assert one.pop("event") == other.pop("event")
@@ -138,6 +139,8 @@ TROUBLES = {
     ("full disk", 0): "000000064 cannot be written: No space left",
     ("never finite", 1): "loss or gradient was not finite in 3 steps in a row at 128 images",
     ("other words", 1): "optim.lr is 0.5 on rank 1 and 0.001 on rank 0; start all with the same",
+    ("no data", 0): "the pictures are not there; bring them back",
+    ("no data", 1): "the pictures are not there; bring them back",
     ("other data", 1): "data.path holds other data on rank 1 than on rank 0",
     ("killed", 1): "one of the 2 processes has ended without a word",
 }
@@ -198,7 +201,6 @@ def test_sums_take_in_ranks_without_a_gradient_and_none_stays_none(ask):
     expected = [[6.0] * 3, [20.0], None, [6000.0] * 7, [10000.0] * 2]
     assert found[0]["gradients"] == expected
     assert found[0]["told"] == {"odd": [1], "rank": ["rank 0", "rank 1", "rank 2"], "never": []}
-    assert found[0]["first"] == [0]
 
 
 @pytest.mark.slow
@@ -246,7 +248,8 @@ def test_one_process_asks_nobody(monkeypatch):
         ranks.sum_gradients([p])
         assert p.grad is None and not torch.distributed.is_initialized()
         assert ranks.meet(stop=True, none=[]) == {"stop": [True], "none": []}
-        assert ranks.first("a") == "a" and ranks.part_of(7, torch.device("cpu")) == 7
+        assert ranks.part_of(7, torch.device("cpu")) == 7 and ranks.local == 0
+        assert ranks.sum([torch.ones(()), torch.zeros(())]).tolist() == [1, 0]
     with pytest.raises(KeyError), joined():
         raise KeyError
 

@@ -110,6 +110,11 @@ def check_code(run: Any, spec: Spec) -> None:
             "augment.flip is true, but the latent of a picture turned round is not its latent "
             "turned round; set data.flip=true to encode both, or augment.flip=false"
         )
+    if getattr(run.data, "flip", False) and not run.augment.flip:
+        raise InputError(
+            "data.flip is true, but augment.flip is false, so that what is encoded of pictures "
+            "turned round is never seen; set augment.flip=true, or data.flip=false"
+        )
     if run.augment.geometric:
         raise InputError(
             f"augment.geometric is {run.augment.geometric}, but the latent of a picture turned is "

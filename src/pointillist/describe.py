@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,14 +53,16 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
             network(x, t, given)
     flops = counter.get_total_flops()
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
-    with _saved() as held, _blockwise(model, held) as within:
+    beside = [] if alignment is None else list(alignment.parameters())
+    weights = [*model.parameters(), *beside]
+    with _saved(weights) as held, _blockwise(model, held) as within:
         answer = network(x, t, fullest, taps=taps if due else ())
     if run.train.gradient_checkpointing:
         held[0] += within.inputs + max(within.each, default=0) - sum(within.each)
-    with _saved() as beside_it:
+    with _saved(weights) as beside_it:
         projected = alignment.projector(answer.hidden[0]) if alignment and due else None
     # The terms, in float32 at any precision: LPIPS's features weigh most.
-    with _saved() as of_terms:
+    with _saved(weights) as of_terms:
         aligned = None if projected is None else misalignment(projected, torch.ones_like(projected))
         guess = run.objective.read(answer.value.float(), x, t)
         velocity = functools.partial(run.objective.velocity, t=t)
@@ -74,7 +76,6 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     )
     activation += of_terms[0]
     micro = run.train.at_once
-    beside = [] if alignment is None else list(alignment.parameters())
     projector = sum(p.numel() for p in beside)
     teacher = promise(run.loss.align.teacher).parameters if due else 0
     optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
@@ -121,14 +122,14 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _saved() -> Iterator[list[int]]:
-    """Bytes kept for the backward pass, weights not counted; each storage once."""
-    total, seen = [0], set()
+def _saved(weights: Iterable[Tensor]) -> Iterator[list[int]]:
+    """Bytes kept for the backward pass; each storage once, those of `weights` and views not."""
+    total, seen = [0], {value.untyped_storage()._cdata for value in weights}
 
     def pack(value: Tensor) -> Tensor:
         # Meta tensors have no addresses: an object's storage stands for itself while it lives.
         storage = value.untyped_storage()
-        if not isinstance(value, torch.nn.Parameter) and storage._cdata not in seen:
+        if storage._cdata not in seen:
             seen.add(storage._cdata)
             kept.append(storage)
             total[0] += storage.nbytes()

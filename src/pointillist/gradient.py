@@ -76,7 +76,7 @@ def backward(
             x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
         xt = run.objective.mix(x, eps, t)
-        with dropping(draw):  # in the backward pass too, where blocks may be computed again
+        with dropping(draw):
             with autocast(device, run.train.precision):
                 taps = () if alignment is None else alignment.taps
                 answer = respond(run, network, xt, t, given, taps, asked)

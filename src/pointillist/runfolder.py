@@ -104,8 +104,9 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
             f"state to go on from; train a new run in another --out"
         )
     if begun_with != spec.fingerprint:
+        field = "data.of.path" if run.data.kind == "latent" else "data.path"
         raise InputError(
-            f"data.path holds other data than the run in {out} was begun with; bring them back or "
+            f"{field} holds other data than the run in {out} was begun with; bring them back or "
             f"choose another --out"
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pointillist.data.latent import LatentConfig, show
 from pointillist.data.loader import batches
 from pointillist.data.report import Refused
 from pointillist.describe import describe, refuse_too_large
@@ -45,6 +46,9 @@ from pointillist.snapshots import drop_later_snapshots, save_snapshot
 from pointillist.types import InputError, Spec
 
 Report = Callable[[dict[str, Any]], None]
+# What may differ between machines: where data and autoencoder lie.
+PLACES = {"data.path", "data.of.path", "data.cache", "data.autoencoder", "data.device",
+          "fingerprint"}  # fmt: skip
 
 
 def train(run: Run, out: str | Path, resume: bool = False, report: Report | None = None) -> Trained:
@@ -80,7 +84,7 @@ def _train(
     device = ranks.place(pick_device(run.device))
     if run.data.kind == "latent":
         run.check(run.data.promise())  # before every picture is encoded
-    source, test = run.data.open("train"), run.data.open("test")
+    source, test = opened(run, stop, ranks)
     run.check(source.spec)
     check_alike(run, source.spec, ranks)
     last_saved = to_resume(out, ranks) if resume else None
@@ -233,22 +237,44 @@ def share_of(batch: int, ranks: Ranks) -> int:
     return batch // ranks.count
 
 
+def opened(run: Run, stop: StopRequest, ranks: Ranks) -> tuple[Any, Any]:
+    """The training and the test split; one process of a machine is first, as it may encode them."""
+
+    def watch(done: int, total: int) -> None:
+        if stop.asked:
+            raise Interrupted(
+                f"stopped at {done} of {total} pictures to encode, of which nothing is kept"
+            )
+        if ranks.leads:
+            show(done, total)
+
+    def both() -> tuple[Any, Any]:
+        if isinstance(run.data, LatentConfig):
+            return run.data.open("train", watch), run.data.open("test", watch)
+        return run.data.open("train"), run.data.open("test")
+
+    found = both() if ranks.local == 0 else None
+    ranks.meet()
+    return found or both()
+
+
 def check_alike(run: Run, spec: Spec, ranks: Ranks) -> None:
     """InputError where the ranks were told of different runs, or have different data."""
     if ranks.count == 1:
         return
     known = {**leaves(to_dict(run)), "fingerprint": spec.fingerprint}
-    first, *others = ranks.gather(known)
+    first, *others = ranks.meet(known=known)["known"]
     for rank, other in enumerate(others, 1):
-        for name in sorted((first.keys() | other.keys()) - {"data.path", "fingerprint"}):
+        for name in sorted((first.keys() | other.keys()) - PLACES):
             if first.get(name) != other.get(name):
                 raise InputError(
                     f"{name} is {other.get(name)} on rank {rank} and {first.get(name)} on rank 0; "
                     f"start all with the same words"
                 )
         if first["fingerprint"] != other["fingerprint"]:
+            field = "data.of.path" if run.data.kind == "latent" else "data.path"
             raise InputError(
-                f"data.path holds other data on rank {rank} than on rank 0; give all machines the "
+                f"{field} holds other data on rank {rank} than on rank 0; give all machines the "
                 f"same"
             )
 
@@ -256,8 +282,8 @@ def check_alike(run: Run, spec: Spec, ranks: Ranks) -> None:
 def to_resume(out: Path, ranks: Ranks) -> Path | None:
     """The checkpoint that rank 0 finds the newest; InputError where another does not see it."""
     found = newest(out) if ranks.leads else None
-    name = ranks.first(found.name if found else "")
-    last = out / "checkpoints" / name if name else None
+    told = ranks.meet(last=found.name if found else "")["last"]
+    last = out / "checkpoints" / told[0] if told else None
     if last is not None and not last.is_dir():
         raise InputError(
             f"{last} is not there on rank {ranks.rank}; choose an --out on a disk that all "

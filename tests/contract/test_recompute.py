@@ -1,5 +1,6 @@
 """Activation checkpointing: every model has the same gradients, out of less memory."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ SIZE = (8, 12)
 
 def gradients(model, dtype=torch.float32) -> tuple[list[torch.Tensor | None], int]:
     x, t, given = asked(SIZE)
-    with torch.autocast("cpu", dtype, dtype != torch.float32), _saved() as held:
+    with torch.autocast("cpu", dtype, dtype != torch.float32), _saved(model.parameters()) as held:
         value = Network(model)(x, t, given).value
     value.float().square().sum().backward()
     return [p.grad for p in model.parameters()], held[0]
@@ -45,6 +46,25 @@ def test_dropout_drops_the_same_in_both_forwards():
         model = recompute_blocks(model) if recompute else model
         with dropping(Draw(0, torch.arange(3))):
             return gradients(model)[0]
+
+    for one, other in zip(dropped(False), dropped(True), strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def test_backward_may_run_in_another_thread():
+    """As it does on CUDA."""
+
+    def dropped(recompute: bool) -> list[torch.Tensor | None]:
+        model = toy(JiTConfig, SIZE, depth=4, dropout=0.5).train()
+        model = recompute_blocks(model) if recompute else model
+        x, t, given = asked(SIZE)
+        with dropping(Draw(0, torch.arange(3))):
+            loss = Network(model)(x, t, given).value.square().sum()
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+        return [p.grad for p in model.parameters()]
 
     for one, other in zip(dropped(False), dropped(True), strict=True):
         assert (one is None) == (other is None)

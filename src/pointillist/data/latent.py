@@ -128,7 +128,8 @@ class LatentConfig:
         folder = self.folder(split)
         facts = self._facts(source, spec)
         if not folder.exists():
-            with locked(folder.parent, wait=True):  # who comes second finds it finished
+            # Who comes second finds it finished.
+            with locked(folder.parent, wait=True, name=".latents.lock"):
                 if not folder.exists():
                     encode(self, coder, source, spec, facts, folder, watch or show)
         return Latents(folder, self, spec, facts)

@@ -49,6 +49,11 @@ class Ranks:
         """Whether this is rank 0, which alone writes, judges and prints."""
         return self.rank == 0
 
+    @property
+    def local(self) -> int:
+        """Which process of its machine this is."""
+        return int(os.environ.get("LOCAL_RANK", self.rank)) if self.count > 1 else 0
+
     def place(self, device: torch.device) -> torch.device:
         """The device of this rank, one for each on CUDA; the group for sums is made for it.
 
@@ -61,12 +66,20 @@ class Ranks:
                 "device is mps, which one process alone can use; start it without torchrun, or "
                 "set device=cpu"
             )
-        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        local = self.local
         if device.type == "cuda" and local >= torch.cuda.device_count():
             raise InputError(
                 f"rank {self.rank} would take cuda:{local}, but its machine has "
                 f"{torch.cuda.device_count()} of them; start one process for each"
             )
+        if device.type == "cuda":  # what may fail here fails before all meet
+            if not dist.is_nccl_available():
+                raise InputError(
+                    f"torch {torch.__version__} has no NCCL, which several processes on CUDA sum "
+                    f"their gradients by; install one that has, or set device=cpu"
+                )
+            torch.cuda.set_device(local)
+            torch.zeros(1, device="cuda")
         kinds = self.meet(kind=device.type)["kind"]
         if len(set(kinds)) > 1:
             other = next(rank for rank, kind in enumerate(kinds) if kind != kinds[0])
@@ -75,7 +88,6 @@ class Ranks:
                 f"one that all have"
             )
         if device.type == "cuda":
-            torch.cuda.set_device(local)
             device = torch.device("cuda", local)
             self.sums = dist.new_group(backend="nccl", timeout=JOINING)
         return device
@@ -107,10 +119,6 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(found, mine, group=self.words)
         return found
-
-    def first(self, word: Any) -> Any:
-        """What rank 0 says."""
-        return self.gather(word if self.leads else None)[0]
 
     def meet(self, **words: Any) -> dict[str, list[Any]]:
         """Wait for all; by name what those said, in the order of ranks, that had something to say.
@@ -156,9 +164,9 @@ class Ranks:
 
     def sum(self, figures: Sequence[Tensor]) -> Tensor:
         """A few numbers as one vector, summed over the ranks."""
-        with self._linked():
-            total = torch.stack(tuple(figures))
-            if self.count > 1:
+        total = torch.stack(tuple(figures))
+        if self.count > 1:
+            with self._linked():
                 dist.all_reduce(total, group=self.sums)
         return total
 

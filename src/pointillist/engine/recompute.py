@@ -4,6 +4,7 @@ Memory of the activations falls from all blocks' to one block's and every block'
 price of a second forward (Chen et al. 1604.06174).
 """
 
+import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,5 +38,7 @@ def recompute_blocks(model: nn.Module) -> nn.Module:
 def _recomputed(forward: Callable[..., Any], *args: Any, **more: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **more)
-    # Dropout is a function of sample and layer (`layers/dropout.py`): no generator to set back.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **more)
+    # Dropout is a function of sample and layer (`layers/dropout.py`): no generator to set back, but
+    # backward on CUDA runs in threads that know nothing of the samples unless they are told.
+    inside = functools.partial(contextvars.copy_context().run, forward)
+    return checkpoint(inside, *args, use_reentrant=False, preserve_rng_state=False, **more)

@@ -15,14 +15,15 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Hold the folder; the system lets go even when the process is killed.
 
-    With `wait` until another process lets go of it, otherwise InputError where one holds it.
+    With `wait` until another process lets go of it, otherwise InputError where one holds it. Locks
+    of several names are held side by side: one process may need a folder for two purposes.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / name).open("w")
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     with file:
@@ -34,7 +35,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise InputError(
-                f"{folder} cannot be locked: {error.strerror}; choose an --out on another disk"
+                f"{folder} cannot be locked: {error.strerror}; choose a folder on another disk"
             ) from error
         yield
 

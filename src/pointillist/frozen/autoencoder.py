@@ -201,9 +201,12 @@ def _coding(name: str, config: Any) -> Coding:
     return Coding(config.in_channels, n, factor, offset, scale)
 
 
-def _digest(model: torch.nn.Module, coding: Coding) -> str:
-    """Of every weight and of the scale of the latents."""
-    found = hashlib.blake2b(repr(coding).encode(), digest_size=16)
+def _digest(model: Any, coding: Coding) -> str:
+    """Of every weight, of the scale of the latents, and of how the network is put together."""
+    aside = ("_name_or_path", "_class_name", "_diffusers_version", "sample_size", "force_upcast")
+    made = {key: str(value) for key, value in model.config.items() if key not in aside}
+    text = repr(coding) + repr(sorted(made.items()))
+    found = hashlib.blake2b(text.encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         found.update(value.detach().cpu().contiguous().numpy().data)

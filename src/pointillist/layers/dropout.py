@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,7 +49,7 @@ class Dropout(nn.Module):
         # 16 bits decide on an entry: a probability to 1.5e-5, at half the price of 32.
         count = x.numel() // draw.index.shape[0]
         words = draw.bits(self.purpose, (-(-count // 2),)).to(x.device)
-        halves = words[..., None].bitwise_right_shift(words.new_tensor([0, 16])) & 0xFFFF
+        halves = torch.stack((words & 0xFFFF, words >> 16), -1)
         keep = halves.flatten(1)[:, :count].reshape(x.shape) >= round(self.p * 2**16)
         return x * keep / (1 - self.p)
 

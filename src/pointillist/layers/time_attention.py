@@ -54,11 +54,12 @@ class TimeAttention(nn.Module):
         self, x: Float[Tensor, "b *size d"], c: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b *size d"]:
         size = tuple(x.shape[1:-1])
-        # Added, the key part would have a gradient of rounding errors, by which Adam and Muon move
-        # it as far as any weight, until the numbers that should cancel are too large to.
-        to_q, to_k, to_v = self.time(c).chunk(3, -1)
+        # Added, the key part and the keys' bias would have a gradient of rounding errors, by which
+        # Adam and Muon move them as far as any weight, until what should cancel is too large to.
+        to_q, to_k, to_v = (self.time(c) + self.qkv.bias).chunk(3, -1)
         told = torch.cat((to_q, torch.zeros_like(to_k), to_v), -1)
-        qkv = self.qkv(x).add_(told.view(-1, *[1] * len(size), told.shape[-1]))  # Eq. 3-5
+        qkv = F.linear(x, self.qkv.weight)
+        qkv = qkv.add_(told.to(qkv.dtype).view(-1, *[1] * len(size), told.shape[-1]))  # Eq. 3-5
         parted = qkv.unflatten(-1, (3, self.heads, -1)).movedim((-3, -2), (0, 2))
         q, k, v = partition(parted, self.window, first=3).unbind(0)
         mixed = attend_biased(q, k, v, self.bias(size))  # Eq. 6
@@ -83,7 +84,7 @@ def attend_biased(
     # other, which takes a tenth of the time of summing over both at once.
     bias = bias.expand(-1, q.shape[2], -1, -1)
     scores = torch.add(bias, q @ k.mT, alpha=q.shape[-1] ** -0.5)
-    return scores.softmax(-1) @ v.to(scores.dtype)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Float[Tensor, "b h n m e"]:

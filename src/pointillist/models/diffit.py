@@ -88,6 +88,13 @@ class DiffiTConfig:
                 f"model.kind is diffit, which works on pictures, but the data have "
                 f"{len(spec.size)} axes of space; set model.kind=dit"
             )
+        for window in {window for _, _, window in self.stages()}:
+            if window > max(spec.size):
+                shown = "x".join(map(str, spec.size))
+                raise InputError(
+                    f"model.window is {window}, but the data have {shown} cells; set "
+                    f"model.window={max(spec.size)} or less"
+                )
         return DiffiT(self, spec)
 
     def stages(self) -> list[tuple[int, int, int]]:

@@ -130,6 +130,11 @@ def time_grid(
         raise InputError(f"shift is {shift}; it must be above 0, and finite")
     if grid not in GRIDS:
         raise InputError(f"grid {grid} is not known; there are {', '.join(GRIDS)}")
+    if grid == "respaced" and shift != 1:
+        raise InputError(
+            f"shift is {shift:g}, but grid respaced is of whole steps, which a shift would leave; "
+            f"set shift to 1 or choose the grid uniform"
+        )
     return shift_times(GRIDS[grid](steps, path), shift)
 
 
