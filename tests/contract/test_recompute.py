@@ -32,7 +32,7 @@ def test_a_recomputed_model_has_the_same_gradients_and_keeps_less(config, dtype)
     plain, kept = gradients(toy(config, SIZE).train(), dtype)
     model = recompute_blocks(toy(config, SIZE).train())
     again, fewer = gradients(model, dtype)
-    assert len(list(blocks_of(model))) >= 2 and fewer < 0.75 * kept
+    assert len(list(blocks_of(model))) >= 2 and fewer < 0.85 * kept
     for one, other in zip(plain, again, strict=True):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
