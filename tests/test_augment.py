@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from pointillist.augment import LABELS, AugmentConfig
 from pointillist.draws import Draw
 from pointillist.gradient import shown
+from pointillist.models import Network
 from pointillist.run import Run
 from pointillist.types import Batch, Code, InputError
+
+from .contract.test_models import CONFIGS, asked, toy
 
 INDEX = torch.arange(200)
 X = Draw(0, INDEX).normal("x", (2, 3, 4))
@@ -63,6 +66,23 @@ def test_each_transformation_is_done_with_its_probability_and_told():
     for column in (2, 7, 8):
         found = labels[:, column][labels[:, column] != 0]
         assert abs(found.mean()) < 0.2 and abs(found.std() - 1) < 0.12
+
+
+def test_labels_tell_the_whole_transformation():
+    """Scaled, turned, stretched, shifted, in this order: made anew from the labels alone."""
+    index = torch.arange(300)
+    for h, w in ((8, 8), (6, 15)):
+        edges = torch.tensor([w, h]) / min(h, w)
+        labels, back = AugmentConfig(geometric=0.6)._drawn(Draw(2, index), torch.zeros(300), edges)
+        for label, undone in zip(labels.double(), back.double(), strict=True):
+            _, _, scale, cos, sin, c, s, right, down = label
+            turn = torch.stack((torch.stack((cos + 1, -sin)), torch.stack((sin, cos + 1))))
+            tall = torch.stack((torch.stack((c, s)), torch.stack((s, -c))))
+            bend = torch.linalg.matrix_exp(tall * 0.2 * math.log(2))
+            forth = torch.eye(3, dtype=torch.float64)
+            forth[:2, :2] = bend @ turn * 2 ** (0.2 * scale)
+            forth[:2, 2] = torch.stack((right, down)) / 8 * 2 * edges.double()
+            torch.testing.assert_close(undone, forth.inverse()[:2], rtol=1e-4, atol=1e-4)
 
 
 def test_a_sample_is_turned_alike_in_any_batch_and_half_are_left_exactly():
@@ -141,11 +161,23 @@ def test_values_stay_within_those_of_the_picture(h, w, seed):
     assert (found.amin((1, 2, 3)) >= x.amin((1, 2, 3))).all()
 
 
-def test_the_network_is_told_and_answers_otherwise():
+@pytest.mark.parametrize("kind", ["dit", "jit", "pixeldit", "pixnerd", "diffit", "diffit_flat"])
+def test_the_network_is_told_and_answers_otherwise(kind):
+    config = next(config for config in CONFIGS if config().kind == kind)
+    network = Network(toy(config, (8, 12), augment_labels=LABELS))
+    x, t, given = asked((8, 12))
+    plain = network(x, t, given).value
+    assert torch.equal(network(x, t, given._replace(augment=torch.zeros(3, LABELS))).value, plain)
+    turned = network(x, t, given._replace(augment=torch.ones(3, LABELS))).value
+    assert (turned - plain).abs().amax((1, 2, 3)).min() > 1e-5
+
+
+def test_what_was_done_in_training_is_shown_to_the_network():
     run = Run.load("debug", "augment.geometric=0.5", "model.augment_labels=9")
     batch = Batch(INDEX[:8], torch.rand(8, 3, 32, 32), label=torch.zeros(8, dtype=torch.long))
-    ((some, told),) = shown(run, batch, 8, torch.device("cpu"))
-    assert some.augment is not None and torch.equal(told.augment, some.augment)
+    ((_, told),) = shown(run, batch, 8, torch.device("cpu"))
+    expected = run.augment(batch, Draw(run.seed, batch.index)).augment
+    assert expected.any() and torch.equal(told.augment, expected)
 
 
 def test_latents_are_not_turned():

@@ -293,6 +293,12 @@ def test_how_a_sample_was_augmented_is_told(kind):
         network(x, t, Given(label=label, augment=told[:, :3]))
 
 
+def test_a_window_larger_than_the_map_is_refused():
+    with pytest.raises(InputError, match="model.window is 13, but the data have 8x12 cells; set"):
+        DiffiTConfig(width=16, window=(4, 13, 4)).build(spec_of(8, 12))
+    assert DiffiTConfig(width=16, window=12).build(spec_of(8, 12))
+
+
 def test_a_volume_is_refused():
     with pytest.raises(InputError, match="model.kind is diffit, which works on pictures"):
         DiffiTConfig().build(spec_of(4, 4, 4))
@@ -307,6 +313,7 @@ def test_a_volume_is_refused():
      ({"heads": 3}, "model.width 128 is not divisible by model.heads 3"),
      ({"time_features": 3}, "model.time_features is 3; it must be even"),
      ({"augment_labels": -1}, "model.augment_labels is -1"), ({"groups": 0}, "model.groups is 0"),
+     ({"mlp_ratio": 0.001}, "model.mlp_ratio is 0.001, which leaves no hidden unit"),
      ({"mlp_ratio": 0.0}, "model.mlp_ratio is 0.0")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_in_one_sentence(fields, message):

@@ -2,7 +2,8 @@
 
 `geometric` follows Karras et al. 2206.00364 (App. F.2, Table 6): what was done to a picture is told
 to the network as labels, which are 0 when it samples, so that no turned picture leaks into what it
-draws.
+draws. In one point the labels are not the paper's: the direction of stretching is told by twice its
+angle, for by the angle itself stretching and shrinking have one label.
 """
 
 import math
@@ -79,8 +80,8 @@ class AugmentConfig:
             )
         )
         labels = torch.stack(
-            (flip, upside, scale, angle.cos() - 1, angle.sin(), stretch * along.cos(),
-             stretch * along.sin(), right, down), 1,
+            (flip, upside, scale, angle.cos() - 1, angle.sin(), stretch * (2 * along).cos(),
+             stretch * (2 * along).sin(), right, down), 1,
         )  # fmt: skip
         # A picture is scaled, then turned, stretched along a direction, shifted; then undone.
         turned, aside = _rotation(angle), _rotation(along)

@@ -81,6 +81,11 @@ class DiffiTConfig:
             raise InputError(f"model.augment_labels is {self.augment_labels}; it must be 0 or more")
         for multiple in self.multiples:
             check_heads(self.width * multiple, self.heads)
+            if int(self.width * multiple * self.mlp_ratio) < 1:
+                raise InputError(
+                    f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of width "
+                    f"{self.width * multiple}; raise it"
+                )
 
     def build(self, spec: Spec) -> "DiffiT":
         if len(spec.size) != 2:

@@ -57,6 +57,9 @@ class DiffiTFlatConfig:
         if self.augment_labels < 0:
             raise InputError(f"model.augment_labels is {self.augment_labels}; it must be 0 or more")
         check_heads(self.width, self.heads)
+        if int(self.width * self.mlp_ratio) < 1:
+            raise InputError(f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of "
+                             f"width {self.width}; raise it")  # fmt: skip
 
     def build(self, spec: Spec) -> "DiffiTFlat":
         return DiffiTFlat(self, spec)
