@@ -26,7 +26,8 @@ TOY = {"jit": ("model.context_tokens=0", "model.bottleneck=8"), "dit": (),
        "pixnerd": ("model.decoder_width=8",),
        "perceiver_io": ("model.latents=4", "model.frequencies=4"),
        "mamba": ("model.state=4", "model.frequencies=4"), "local": (),
-       "hybrid": ("model.state=4",), "diffit": ("model.time_width=16",)}  # fmt: skip
+       "hybrid": ("model.state=4",), "diffit": ("model.time_width=16",),
+       "diffit_flat": ()}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

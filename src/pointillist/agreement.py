@@ -61,7 +61,7 @@ def check_guidance(run: Any, spec: Spec) -> None:
         )
 
 
-def check_places(run: Any) -> None:
+def check_some_places(run: Any) -> None:
     """What needs a whole grid cannot be had of some places."""
     if not run.task.places.some:
         return

@@ -20,7 +20,7 @@ from pointillist.agreement import (
     check_code,
     check_guidance,
     check_placed,
-    check_places,
+    check_some_places,
     check_tasks,
 )
 from pointillist.augment import AugmentConfig
@@ -88,7 +88,7 @@ class Run:
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
         self.check_hints()
-        check_places(self)
+        check_some_places(self)
         check_tasks(self)
         check_guidance(self, spec)
 
