@@ -59,11 +59,16 @@ class Batch(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the network may see beside the noisy state: labels, text, observations, places."""
+    """What the network may see beside the noisy state: labels, text, observations, places.
+
+    `text_mask` is true where a caption has a token (None: everywhere); `pooled` is one vector for
+    the whole caption, as wide as its tokens.
+    """
 
     label: Int[Tensor, " b"] | None = None
     text: Float[Tensor, "b l d"] | None = None
     text_mask: Bool[Tensor, "b l"] | None = None
+    pooled: Float[Tensor, "b d"] | None = None
     seen: Float[Tensor, "b c *coarse"] | None = None
     mask: Bool[Tensor, "b _ *coarse"] | None = None
     at: Float[Tensor, "b m s"] | None = None
@@ -138,6 +143,7 @@ class Takes(NamedTuple):
     `renders`: whole factors between the state and what the model sees of it, as drawn in training;
     one that has any renders at any. `jitter`: in that share of the steps its cells are moved.
     `reach`: how far along every axis, in coordinates, an answer depends on anything; () is: on all.
+    `text`: whether it reads captions, where the data come with their features (`Spec.words`).
     """
 
     axes: tuple[int, ...] = (2,)
@@ -147,6 +153,7 @@ class Takes(NamedTuple):
     renders: tuple[int, ...] = ()
     jitter: float = 0.0
     reach: tuple[float, ...] = ()
+    text: bool = False
 
 
 @config
@@ -204,6 +211,18 @@ class Code:
 
 
 @config
+class Words:
+    """What captions become: at most `length` tokens of `width`, by a frozen encoder.
+
+    `digest` is of all that the encoder's answers come from; "": nobody has opened its weights.
+    """
+
+    width: int
+    length: int
+    digest: str = ""
+
+
+@config
 class Spec:
     """What a data set promises; kept with the run, and all that a model is built from.
 
@@ -223,6 +242,7 @@ class Spec:
     placed: bool = False  # samples lie somewhere in the bounds and say where, as crops of a field
     bounded: bool = True  # samples lie in [-1, 1] in the network's units, as levels do
     code: Code | None = None  # samples are latents of an autoencoder; None: they are what is shown
+    words: Words | None = None  # captions are read by an encoder of text; None: nobody reads them
 
     AXIS_NAMES: ClassVar[tuple[str, ...]] = ("depth", "height", "width")
 
