@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/base
 	$(BIN)/pointillist demo
 
+# A process a core, each with one thread: toy networks are too small to share between threads.
 test: .venv/dev
-	$(BIN)/python -m pytest --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 5
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

@@ -254,20 +254,36 @@ def test_stages_have_their_own_widths_blocks_and_windows():
     assert model.encoder[2][0].norm.num_groups == 8 and model.encoder[1][0].norm.num_groups == 16
 
 
-def test_every_skip_matters():
-    """What a stage left behind reaches the answer past all coarser stages."""
-    network = u(16, 16)
-    x, t = noise(1, 3, 16, 16), torch.tensor([0.3])
+def test_every_stage_leaves_a_skip_to_its_mirror_image():
+    """Concatenated before its first block; what is left out there changes the answer."""
+    network, found = u(16, 16, multiples=(1, 2, 3)), {}
+    model, x, t = network.model, noise(1, 3, 16, 16), torch.tensor([0.3])
+    for i in range(3):
+        model.encoder[i][-1].register_forward_hook(
+            lambda module, given, answer, i=i: found.__setitem__(f"left {i}", answer)
+        )
+        model.decoder[i][0].register_forward_pre_hook(
+            lambda module, given, i=i: found.__setitem__(f"taken {i}", given[0])
+        )
     plain = network(x, t, Given()).value
     for i in range(2):
-        model = u(16, 16).model
+        left, taken = found[f"left {i}"], found[f"taken {i}"]
+        width = left.shape[1]
+        assert taken.shape[1] == 2 * width
+        halves = [torch.equal(half, left) for half in taken.split(width, 1)]
+        assert sum(halves) == 1
+        without = u(16, 16, multiples=(1, 2, 3))
         with torch.no_grad():
-            model.ups[i].weight.zero_()
-        without = Network(model)
-        other = x.clone()
-        other[..., 5, 5] += 1
+            first = 0 if halves[0] else width
+            without.model.decoder[i][0].conv.weight[:, first : first + width].zero_()
         assert (without(x, t, Given()).value - plain).abs().max() > 1e-4
-        assert (without(x, t, Given()).value - without(other, t, Given()).value).abs().max() > 1e-4
+    assert found["taken 2"].shape[1] == found["left 2"].shape[1]
+
+
+def test_heads_need_no_pairs():
+    """Nothing is rotated, so a head of three channels is as good as any."""
+    network = u(16, 16, width=9, heads=3, groups=3)
+    assert network(noise(1, 3, 16, 16), torch.tensor([0.3]), Given()).value.isfinite().all()
 
 
 def test_a_block_is_its_equations():

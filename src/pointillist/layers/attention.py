@@ -65,11 +65,11 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def check_heads(width: int, heads: int, field: str = "model") -> None:
-    """Raise InputError where the width does not split into heads of even size."""
+def check_heads(width: int, heads: int, field: str = "model", pairs: bool = True) -> None:
+    """Raise InputError where the width does not split into heads, of even size if in `pairs`."""
     if width % heads:
         raise InputError(f"{field}.width {width} is not divisible by {field}.heads {heads}")
-    if width // heads % 2:
+    if pairs and width // heads % 2:
         raise InputError(
             f"{field}.width {width} over {heads} heads gives odd heads of {width // heads}; "
             f"rotation and position codes need pairs"

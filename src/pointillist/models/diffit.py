@@ -80,7 +80,7 @@ class DiffiTConfig:
         if self.augment_labels < 0:
             raise InputError(f"model.augment_labels is {self.augment_labels}; it must be 0 or more")
         for multiple in self.multiples:
-            check_heads(self.width * multiple, self.heads)
+            check_heads(self.width * multiple, self.heads, pairs=False)
             if int(self.width * multiple * self.mlp_ratio) < 1:
                 raise InputError(
                     f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of width "
