@@ -1,6 +1,6 @@
 """Does a class-conditional run draw what it is asked for? A small classifier trained on CIFAR-10.
 
-    python bench/classifier.py RUN... [--data data/cifar10] [--count 500] [--guidance W]
+    python bench/classifier.py RUN... [--data data/cifar10] [--count 500] [--guidance W] [--dtype DTYPE]
 
 The classifier sees real pictures only. Its accuracy on the real test set is printed beside the
 share of samples in which it recognises the class that was asked for; chance is 0.1.
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/cifar10")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--dtype", default="bfloat16")
     asked = parser.parse_args()
     torch.manual_seed(0)
     model = classifier()
@@ -87,7 +88,7 @@ def main() -> None:
                                 "samples": asked.count}  # fmt: skip
     for folder in asked.runs:
         run = pt.load(folder)
-        found = run.answer(Ask(count=asked.count, guidance=asked.guidance, dtype="bfloat16"))
+        found = run.answer(Ask(count=asked.count, guidance=asked.guidance, dtype=asked.dtype))
         pixels = ((found.x.clamp(-1, 1) + 1) * 127.5).round()
         hits = recognise(model, pixels) == found.label
         by_class = [round(float(hits[found.label == i].float().mean()), 2) for i in range(10)]

@@ -28,7 +28,8 @@ PRESETS = {"cifar10-jit": 64, "cifar10-diffit-small": 32, "emoji-jit": 32}
 def one(preset: str, batch: int, recomputed: bool) -> dict[str, float]:
     from pointillist.engine.recompute import recompute_blocks
 
-    run = Run.load(preset, f"train.batch={batch}", f"train.gradient_checkpointing={recomputed}")
+    run = Run.load(preset, f"train.batch={batch}", f"train.gradient_checkpointing={recomputed}",
+                   "train.precision=float32")  # fmt: skip
     source = run.data.open("train")
     torch.manual_seed(0)
     model = run.model.build(source.spec)
