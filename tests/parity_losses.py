@@ -14,6 +14,7 @@ from pointillist.frozen.alexnet import LPIPS, lpips_distance
 from pointillist.losses import LossConfig, criterion
 from pointillist.losses.align import AlignConfig, Alignment, normalised
 from pointillist.losses.frequency import FrequencyConfig, dct_matrix, frequency, jpeg_weights
+from pointillist.losses.gain import GainConfig
 from pointillist.models import DiTConfig, Network, dit, pixeldit
 from pointillist.objective import LogitNormal, StraightConfig
 from pointillist.tasks import HintsConfig
@@ -406,17 +407,19 @@ def combined(case: Case) -> None:
     made = alignment(align, c["repa"]["hidden_dim"], Stored(io["in.dino_features"], grid),
                      part(case.weights, "repa_loss.projector."))  # fmt: skip
     config = LossConfig(
-        frequency=FrequencyConfig(weight=c["lambda_freq"], quality=c["freq_quality"]), align=align
-    )
+        frequency=FrequencyConfig(weight=c["lambda_freq"], quality=c["freq_quality"]), align=align,
+        gain=GainConfig(weight=c["lambda_gamma_l2"], of="places"),
+    )  # fmt: skip
     guess, truth = Estimate(v + eps, eps), Estimate(x, eps)
     aligned = made(on_grid(io["in.h_t"], grid), x)
-    loss, terms = criterion(config, guess, truth, aligned=aligned)
+    # The squares of PixelHDM's own scales are handed in as a number.
+    gains = io["in.gamma_l2"].expand(x.shape[0])
+    loss, terms = criterion(config, guess, truth, aligned=aligned, gains=gains)
     case.match("out.vloss", terms["velocity"].mean(), 1e-5)
     case.match("out.freq_loss", c["lambda_freq"] * terms["frequency"].mean(), 1e-5)
     case.match("out.repa_loss", c["lambda_repa"] * terms["align"].mean(), 1e-5)
-    # The penalty on PixelHDM's own gammas is handed in as a number.
-    case.match("out.gamma_l2", c["lambda_gamma_l2"] * io["in.gamma_l2"], 1e-6)
-    case.match("out.total", loss.mean() + c["lambda_gamma_l2"] * io["in.gamma_l2"], 1e-5)
+    case.match("out.gamma_l2", c["lambda_gamma_l2"] * terms["gain"].mean(), 1e-6)
+    case.match("out.total", loss.mean(), 1e-5)
     loss.mean().backward()
     case.match("grad.in.v_pred", v.grad.movedim(1, -1))
 

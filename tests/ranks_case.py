@@ -56,6 +56,10 @@ def memory(network: Any, size: int) -> None:
         raise torch.OutOfMemoryError("no")
 
 
+def no_memory(network: Any, size: int) -> None:
+    raise torch.OutOfMemoryError("no")
+
+
 def unreadable() -> None:
     rows, calls = InMemory.rows, []
 
@@ -113,6 +117,7 @@ def never_finite() -> None:
 # What befalls one rank.
 TROUBLES: dict[str, Callable[[], None]] = {
     "memory": lambda: at_step(64, memory),
+    "no memory": lambda: at_step(64, no_memory),
     "bug": lambda: at_step(64, fails),
     "killed": lambda: at_step(64, kills(signal.SIGKILL)),
     "stop": lambda: at_step(64, kills(signal.SIGTERM)),

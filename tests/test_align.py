@@ -88,6 +88,36 @@ def test_places_correspond_on_a_grid_that_is_not_square():
     assert (made(cells.flip(3), x) > 0.3).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (40, 24), (32, 32)])
+@pytest.mark.parametrize("way", [{}, {"projector": "mlp", "hidden": 7, "normalise": 0.0}])
+def test_a_picture_on_its_side_is_aligned_as_it_was(height, width, way):
+    """Rows and columns change places in the picture, the tokens, the teacher and the kernel."""
+    x, hidden = noise(2, 3, height, width), noise(2, 4, height // 8, width // 8, seed=5)
+    config = AlignConfig(weight=1.0, **way)
+    made = Alignment(config, 4, 3).look_up_to(Means())
+    before = made(hidden, x)
+    before.sum().backward()
+    slopes = [p.grad.clone() for p in made.parameters()]
+    made.zero_grad()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(p.mT.clone() if p.dim() == 4 else p)
+    after = made(hidden.mT, x.mT)
+    torch.testing.assert_close(after, before)
+    after.sum().backward()
+    for p, slope in zip(made.parameters(), slopes, strict=True):
+        torch.testing.assert_close(p.grad, slope.mT if p.dim() == 4 else slope)
+    if height != width:  # tokens that lie as before belong to other places of the picture
+        assert (made(hidden.mT.flip(2), x.mT) - before).abs().max() > 1e-3
+
+
+def test_a_square_is_aligned_as_its_two_halves_are_on_average():
+    x, hidden = noise(2, 3, 32, 32), noise(2, 4, 8, 8, seed=5)
+    made = Alignment(AlignConfig(weight=1.0, kernel=1, normalise=0.0), 4, 3).look_up_to(Means())
+    halves = [made(h, part) for h, part in zip(hidden.chunk(2, 3), x.chunk(2, 3), strict=True)]
+    torch.testing.assert_close(torch.stack(halves).mean(0), made(hidden, x))
+
+
 @pytest.mark.parametrize("projector", ["conv", "mlp"])
 def test_gradients_reach_model_and_projector_and_never_the_teacher(projector):
     class Trained(nn.Module):

@@ -131,7 +131,7 @@ def test_the_state_is_made_by_the_first_step_and_as_large_as_was_counted():
         p.grad = torch.randn_like(p)
     optimizer.step()
     made = [v for state in optimizer.state.values() for k, v in state.items() if k != "step"]
-    assert sum(v.numel() for v in made) == sum(p.numel() for p in moments(optimizer))
+    assert sum(v.numel() for v in made) == sum(p.numel() for p, _ in moments(optimizer))
     optimizer.zero_grad(set_to_none=True)
     assert all(p.grad is None for p in model.parameters())
 

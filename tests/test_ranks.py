@@ -107,6 +107,7 @@ WAYS = {
                   "task.tasks=[{kind: generate}, {kind: hints, share: [0.1, 0.5]}]"),
     "alignment": ("loss.align.weight=0.5", "loss.align.block=1", "loss.align.stop_after=32"),
     "many averages": ("train.ema_power=[0.05, 0.1]", "loss.frequency.weight=0.5"),
+    "statistics and scales": ("optim.zscore={threshold: 0.2, warmup: 2}", "loss.gain.weight=0.1"),
     "scales": ("model.kind=pixnerd", "model.width=32", "model.depth=1", "model.heads=2",
                "model.patch_size=8", "model.decoder_width=8", "model.scales=[1, 2]",
                "model.jitter=0.5"),
@@ -134,7 +135,7 @@ def test_another_number_of_ranks_goes_on_with_the_run(ask, alone, tmp_path, befo
 
 TROUBLES = {
     # What happens, to which rank: the one sentence.
-    ("memory", 1): "16 samples at once do not fit into the memory of cpu; train.micro_batch=4 does",
+    ("no memory", 1): "16 samples at once do not fit into the memory of cpu, nor does one; choose",
     ("unreadable", 1): "a.png cannot be read; mend it",
     ("full disk", 0): "000000064 cannot be written: No space left",
     ("never finite", 1): "loss or gradient was not finite in 3 steps in a row at 128 images",
@@ -161,6 +162,21 @@ def test_a_fault_of_ours_on_one_rank_is_traced_there_and_ends_all(ask, tmp_path)
     )
     assert second["err"].endswith("KeyError: 'a bug'\n")
     assert (first["code"], second["code"]) == (2, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_memory_runs_out_goes_on_in_smaller_portions(ask, alone, tmp_path, rank):
+    found = train(ask, tmp_path, trouble="memory", rank=rank)
+    assert [one["code"] for one in found] == [0, 0]
+    assert found[0]["out"].count(f"memory{' on rank 1' * rank}: 16 samples at once") == 1
+    log = read(tmp_path / "log.jsonl")
+    event = {"event": "memory", "images": 96, "rank": rank, "from": 16, "to": 4}
+    assert [e for e in log if e["event"] == "memory"] == [event]
+    log.remove(event)
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in log))
+    check_same(alone, tmp_path)
+    (*_, last) = checkpoint.complete(tmp_path / "checkpoints")
+    assert checkpoint.facts_of(last)["portion"] == ([] if rank else [16, 4])
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(ask, tmp_path):

@@ -65,6 +65,12 @@ def line(event: dict[str, Any]) -> str:
         return f"{event['images']:>9} images  evaluation  {figures}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"
+    if event["event"] == "memory":
+        where = f" on rank {event['rank']}" if event["rank"] else ""
+        return (
+            f"{event['images']:>9} images  memory{where}: {event['from']} samples at once did not "
+            f"fit, {event['to']} do, with the same result"
+        )
     if event["event"] == "begin":
         others = f" and {event['ranks'] - 1} more" if event["ranks"] > 1 else ""
         return (

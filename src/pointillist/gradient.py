@@ -12,13 +12,14 @@ from pointillist.draws import Draw
 from pointillist.engine.device import autocast, is_out_of_memory
 from pointillist.engine.optim import moments
 from pointillist.layers.dropout import dropping
+from pointillist.layers.gain import gains
 from pointillist.losses import criterion
 from pointillist.losses.align import Alignment
 from pointillist.losses.bound import bound_of
 from pointillist.models import Network
 from pointillist.resolution import coarsen, moved
 from pointillist.run import Run
-from pointillist.types import Batch, Given, Prediction
+from pointillist.types import Batch, Given, InputError, Prediction
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
@@ -76,7 +77,8 @@ def backward(
             x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
         xt = run.objective.mix(x, eps, t)
-        with dropping(draw):
+        scales = run.loss.gain.wanted()
+        with dropping(draw), gains(scales):
             with autocast(device, run.train.precision):
                 taps = () if alignment is None else alignment.taps
                 answer = respond(run, network, xt, t, given, taps, asked)
@@ -87,8 +89,9 @@ def backward(
             velocity = functools.partial(run.objective.velocity, t=t)
             bound = bound_of(run.objective, guess, truth, x, t, spec, weight)
             loss, terms = criterion(
-                run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound
-            )
+                run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound,
+                gains=None if scales is None else scales.sum(),
+            )  # fmt: skip
             (loss.sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / size
@@ -159,35 +162,45 @@ def attempt(
     return None
 
 
-def advice(
+def fitted(
     run: Run,
     network: Network,
     optimizer: Any,
     batch: Batch,
     device: torch.device,
+    portion: int,
     alignment: Alignment | None = None,
     step: Step | None = None,
-) -> str:
-    """What to do about too little memory: the largest half, quarter, ... that was seen to work."""
-    size = min(run.train.micro_batch or batch.x.shape[0], batch.x.shape[0])
-    fits = size // 2
-    while fits:
-        network.model.zero_grad(set_to_none=True)
-        part = batch.part(slice(fits))
-        if attempt(run, network, part, device, fits, alignment, step) is not None:
-            if room_for_moments(optimizer):
-                break
-        fits //= 2
-    what = f"{size} samples at once do not fit into the memory of {device}"
-    if not fits:
-        return f"{what}, nor does one; choose a smaller model or data.size"
-    return f"{what}; train.micro_batch={fits} does, with the same result"
+) -> tuple[dict[str, Tensor], int]:
+    """`backward` in portions of at most `portion` samples, and how large those may be.
+
+    Where that does not suffice, for the optimizer's moments too, which its first step makes, what
+    there is of the gradients is dropped and all is done again in portions of half the size. Draws
+    belong to the samples, so the answer is that of the first try up to the order of summation.
+    InputError where not even one sample fits.
+    """
+    size, most = portion, min(portion, batch.x.shape[0])
+    while True:
+        terms = attempt(run, network, batch, device, size, alignment, step)
+        if terms is not None and room_for_moments(optimizer):
+            return terms, size
+        optimizer.zero_grad(set_to_none=True)
+        if min(size, most) == 1:
+            break
+        size = min(size, most) // 2
+        torch.cuda.empty_cache()  # it is in pieces of the larger portion; elsewhere nothing
+    told = "1 sample does not fit into the memory of {0}"
+    if most > 1:
+        told = "{1} samples at once do not fit into the memory of {0}, nor does one"
+    raise InputError(f"{told.format(device, most)}; choose a smaller model or data.size")
 
 
 def room_for_moments(optimizer: Any) -> bool:
     """Whether the optimizer's moments, which the first step makes, still find a place."""
+    if optimizer.state:
+        return True
     try:
-        _ = [torch.empty_like(p) for p in moments(optimizer) if not optimizer.state]
+        _ = [torch.empty_like(p, dtype=dtype) for p, dtype in moments(optimizer)]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +12,7 @@ from pointillist.data.latent import check_same_code
 from pointillist.engine import checkpoint
 from pointillist.engine.ema import EMA
 from pointillist.engine.optim import load_optimizer_state, optimizer_state
+from pointillist.engine.zclip import Norms
 from pointillist.losses.align import Alignment, Taught
 from pointillist.run import Run, to_dict
 from pointillist.types import InputError, Spec
@@ -26,9 +27,16 @@ FREE_ON_RESUME = {
 
 
 class State:
-    """The counters of a run, and the sums behind the next line of the log."""
+    """The counters of a run, and the sums behind the next line of the log.
+
+    `norms` are the statistics that clipping goes by. `portion`: how many samples were asked to be
+    in the memory together, and how many of them were found to fit; empty as long as all do.
+    """
+
+    LATER: ClassVar[dict[str, Any]] = {"norms": Norms(), "portion": []}  # not in older checkpoints
 
     def __init__(self) -> None:
+        self.norms, self.portion = Norms(), list[int]()
         self.images = self.skipped = self.in_a_row = 0
         self.sums: dict[str, float] = {}
         self.counted: dict[str, int] = {}  # of each sum: a term may end on the way
@@ -74,6 +82,12 @@ def taught_by(last: Path | None) -> Taught:
     return Taught(facts.get("images", 0), **facts.get("teacher", {}))
 
 
+def portion_of(last: Path | None, asked: int) -> int:
+    """How many of the samples `asked` a checkpoint has found to fit into the memory together."""
+    told = checkpoint.facts_of(last).get("portion") if last else None
+    return min(told) if told and told[0] == asked else asked
+
+
 def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozenset()) -> None:
     """A resumed run is the same run: InputError names the first field that differs.
 
@@ -82,9 +96,7 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
     if not (out / "run.yaml").is_file():
         raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
     before, now = leaves(to_dict(Run.load(out / "run.yaml"))), leaves(to_dict(run))
-    free = (
-        FREE_ON_RESUME | moved | ({"train.images"} if run.optim.schedule == "constant" else set())
-    )
+    free = FREE_ON_RESUME | moved | ({"train.images"} if run.optim.schedule != "cosine" else set())
     # A kind comes first: the fields below it differ because it does.
     fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))
     for field in fields:
@@ -177,8 +189,10 @@ def load_checkpoint(
     ema.load(weights)
     try:
         ema.updates = facts["ema_updates"]
+        facts = State.LATER | facts
         for name in vars(state):
             setattr(state, name, facts[name])
+        state.norms = Norms(*state.norms)
         if isinstance(state.counted, int):  # of all sums alike, in runs of earlier versions
             state.counted = dict.fromkeys(state.sums, state.counted)
     except KeyError as error:

@@ -20,8 +20,9 @@ class TrainConfig:
     """How long and in what portions; all counts are images.
 
     `micro_batch` 0 takes the batch whole; smaller parts give the same gradient up to the order of
-    summation. `gradient_checkpointing` computes blocks a second time in the place of remembering
-    them. `grid` pictures are drawn at every save, `validate` test pictures are denoised.
+    summation, and are taken where the memory asks for them. `gradient_checkpointing` computes
+    blocks a second time in the place of remembering them. `grid` pictures are drawn at every save,
+    `validate` test pictures are denoised.
     `keep` checkpoints stay (0: all). After `patience` non-finite steps in a row the run stops.
     `ema_power` are relative widths of power-function averages, of which snapshots are kept every
     `ema_snapshot` images (0: at every save), whatever `keep` says, for averages of any width later.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pointillist.data.latent import LatentConfig, show
 from pointillist.data.loader import batches
@@ -19,12 +18,18 @@ from pointillist.describe import describe, refuse_too_large
 from pointillist.engine.device import free_memory, pick_device
 from pointillist.engine.ema import EMA
 from pointillist.engine.log import Log
-from pointillist.engine.optim import build_optimizer, clip_norm, learning_rate
+from pointillist.engine.optim import (
+    build_optimizer,
+    check_moments,
+    clip_gradients,
+    clip_norm,
+    learning_rate,
+)
 from pointillist.engine.ranks import Ranks, joined
 from pointillist.engine.recompute import recompute_blocks
 from pointillist.engine.session import Interrupted, StopRequest, locked
 from pointillist.engine.track import Tracks
-from pointillist.gradient import Step, advice, attempt
+from pointillist.gradient import Step, fitted
 from pointillist.layers.fused import hidden_weights
 from pointillist.losses.align import build_alignment
 from pointillist.models import Network
@@ -38,6 +43,7 @@ from pointillist.runfolder import (
     load_checkpoint,
     load_weights,
     newest,
+    portion_of,
     save_checkpoint,
     taught_by,
 )
@@ -59,7 +65,7 @@ def train(run: Run, out: str | Path, resume: bool = False, report: Report | None
     that torchrun starts train as one: each takes its share of every batch, rank 0 writes.
     """
     with joined() as ranks:
-        pick_device(run.device)  # a slip here leaves no folder behind
+        check_moments(run.optim, pick_device(run.device))  # a slip here leaves no folder behind
         share_of(run.train.batch, ranks)
         # Nor does a tracker that is not installed.
         tracks = Tracks(run.train.track if ranks.leads else (), Path(out))
@@ -90,8 +96,9 @@ def _train(
     last_saved = to_resume(out, ranks) if resume else None
     taught = taught_by(last_saved)
     # What is in the memory together is a rank's share at most.
-    at_once = min(run.train.at_once, share_of(run.train.batch, ranks))
-    here = replace(run, train=replace(run.train, micro_batch=at_once)) if ranks.count > 1 else run
+    asked = min(run.train.at_once, share_of(run.train.batch, ranks))
+    portion = portion_of(last_saved, asked)
+    here = run if portion == run.train.at_once else in_portions(run, portion)
     facts = describe(here, source.spec, taught)
     refuse_too_large(here, facts, ranks.part_of(free_memory(device), device), str(device))
     judging = Judging(here, source.spec, out, device)
@@ -147,25 +154,28 @@ def _train(
     # Loop.
     model.train()
     begun, images_at_begin = time.perf_counter(), state.images
-    size, refused = run.train.batch, list[dict[str, Any]]()
+    size, news = run.train.batch, list[dict[str, Any]]()
     for batch in batches(
         source, run.seed, state.images, run.train.images, size, run.train.workers,
-        lambda file, images: refused.append(refusal(file, images)), (ranks.rank, ranks.count),
+        lambda file, images: news.append(refusal(file, images)), (ranks.rank, ranks.count),
     ):  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
         step = Step(state.images, size)
-        terms = attempt(run, network, batch, device, alignment=alignment, step=step)
-        if terms is None:
-            raise InputError(advice(run, network, optimizer, batch, device, alignment, step))
-        told = ranks.meet(stop=stop.asked, refused=refused)  # all take the step, or none
+        terms, fits = fitted(run, network, optimizer, batch, device, portion, alignment, step)
+        if fits < portion:
+            news.append({"event": "memory", "images": state.images + size, "rank": ranks.rank,
+                         "from": portion, "to": fits})  # fmt: skip
+            portion, state.portion = fits, [asked, fits]
+            grid.run = validation.run = in_portions(run, portion)
+        told = ranks.meet(stop=stop.asked, news=news)  # all take the step, or none
         ranks.sum_gradients(parameters)
         sums = ranks.sum([*terms.values()])
-        for event in chain(*told["refused"]):
+        for event in chain(*told["news"]):
             emit(event)
-        refused.clear()
+        news.clear()
         clip_field, clip = clip_norm(run.optim, state.images + size)
-        norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+        norm = clip_gradients(parameters, clip, run.optim, state.norms)
         # The one wait for the device in a step: whether it may be taken, and its figures.
         found = torch.cat((sums, norm[None])).tolist()
         figures = dict(zip([*terms, "grad_norm"], found, strict=True))
@@ -175,7 +185,11 @@ def _train(
             ema.update(model)
         optimizer.zero_grad(set_to_none=True)
         before, state.images = state.images, state.images + size
+        if run.optim.zscore.threshold:
+            figures["spikes"] = float(figures["grad_norm"] > state.norms.edge(run.optim.zscore))
         state.count(figures, size, finite)
+        if finite:
+            state.norms = state.norms.after(run.optim.zscore, figures["grad_norm"])
         if alignment is not None:
             alignment.let_go(state.images)
 
@@ -235,6 +249,11 @@ def share_of(batch: int, ranks: Ranks) -> int:
             f"multiple of {ranks.count}"
         )
     return batch // ranks.count
+
+
+def in_portions(run: Run, size: int) -> Run:
+    """The run with so many samples in the memory together."""
+    return replace(run, train=replace(run.train, micro_batch=size))
 
 
 def opened(run: Run, stop: StopRequest, ranks: Ranks) -> tuple[Any, Any]:

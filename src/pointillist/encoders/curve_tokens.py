@@ -105,7 +105,9 @@ class CurveTokenizer(nn.Module):
             nowhere = zeros.new_zeros(1, 1, len(size))
             return Tokens(zeros, torch.zeros(1, 1, dtype=torch.bool, device=zeros.device), nowhere)
         counts = points.counts
-        most = points.cell.shape[0] if counts.is_meta else int(counts.max())
+        # Where nothing has values, all samples are alike (`there`).
+        alike = -(-points.cell.shape[0] // counts.shape[0])
+        most = alike if counts.is_meta else int(counts.max())
         n = max(1, -(-most // self.group))
         # Where each point goes among b * n groups of `group` slots.
         start = points.counts.cumsum(0) - points.counts

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from pointillist.engine.eightbit import check_eight_bit, dtype_of_moments, eight_bit_adamw
 from pointillist.engine.muon import Hidden, Muon
+from pointillist.engine.restarts import RestartsConfig
+from pointillist.engine.zclip import Norms, ZScoreConfig
 from pointillist.types import Count, InputError, config
 
 
@@ -40,19 +44,24 @@ class StepDownConfig:
 
 @config
 class OptimConfig:
-    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end; `clip` 0 is none.
+    """AdamW; `warmup` in images; `cosine` falls to `final * lr` at the end, `restarts` again and
+    again; `clip` 0 is none, and `zscore` clips what stands out from the norms before.
 
-    `hidden: muon` gives the matrices inside the blocks to Muon, with `momentum` and the same `lr`
-    and `weight_decay`; everything else stays with AdamW.
+    `moments: 8bit` keeps AdamW's in a byte each, on CUDA. `hidden: muon` gives the matrices inside
+    the blocks to Muon, with `momentum` and the same `lr` and `weight_decay`; everything else stays
+    with AdamW.
     """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: Count = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "restarts"] = "constant"
     final: float = 0.0
+    restarts: RestartsConfig = RestartsConfig()
     clip: float = 1.0
+    zscore: ZScoreConfig = ZScoreConfig()
+    moments: Literal["float32", "8bit"] = "float32"
     hidden: Literal["adamw", "muon"] = "adamw"
     momentum: float = 0.95
     step_down: StepDownConfig = StepDownConfig()
@@ -72,6 +81,7 @@ class OptimConfig:
         for name in ("weight_decay", "warmup", "final", "clip"):
             if getattr(self, name) < 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+        self._check_restarts()
         down = self.step_down
         if down.at and down.at < self.warmup:
             raise InputError(
@@ -82,6 +92,25 @@ class OptimConfig:
             raise InputError(
                 "optim.step_down.factor is 1 and its clip is optim.clip, so nothing changes; set "
                 "one of them, or optim.step_down={} to have none"
+            )
+
+    def _check_restarts(self) -> None:
+        if self.schedule != "restarts":
+            if self.restarts != RestartsConfig():
+                raise InputError(
+                    f"optim.restarts is set, but optim.schedule is {self.schedule}; set "
+                    f"optim.schedule=restarts, or optim.restarts={{}} to have none"
+                )
+            return
+        if not self.restarts.cycle:
+            raise InputError(
+                "optim.schedule is restarts, but optim.restarts.cycle is 0; set it to a number of "
+                "images"
+            )
+        if self.final:
+            raise InputError(
+                f"optim.final is {self.final}, but optim.schedule is restarts, which has "
+                f"optim.restarts.valley and floor instead; leave it out"
             )
 
 
@@ -102,29 +131,44 @@ def build_optimizer(
     return Muon(hidden, rest, optim.lr, optim.momentum, optim.weight_decay)
 
 
-def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
+def check_moments(optim: OptimConfig, device: torch.device) -> None:
+    """InputError where the moments that are asked for cannot be computed on the device."""
+    if optim.moments == "8bit":
+        check_eight_bit(device)
+
+
+def adamw(parameters: list[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 1711.05101); norms, biases, other 1-D weights do not decay."""
     parameters = [p for p in parameters if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    device = parameters[0].device
+    if optim.moments == "8bit":
+        for group in groups:
+            group["bits"] = 8
+        if device.type != "meta":  # where nothing is computed but `moments`
+            check_moments(optim, device)
+            return eight_bit_adamw(groups, optim.lr, optim.betas)
     # The fused form is the same arithmetic in one pass; MPS has none.
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
 
 def learning_rate(optim: OptimConfig, images: int, total: int) -> float:
     """The rate of the step that reaches `images`, in a run of `total`.
 
-    Linear from 0 over the warm-up, then constant, or a cosine to `final * lr` at the end; lower by
-    a factor once stepped down.
+    Linear from 0 over the warm-up, then constant, a cosine to `final * lr` at the end, or cosines
+    that restart; lower by a factor once stepped down.
     """
     if images < optim.warmup:
         return optim.lr * images / optim.warmup
     lr = optim.lr * (optim.step_down.factor if stepped_down(optim, images) else 1)
     if optim.schedule == "constant":
         return lr
+    if optim.schedule == "restarts":
+        return lr * optim.restarts.share(images - optim.warmup)
     progress = min(1.0, (images - optim.warmup) / max(1, total - optim.warmup))
     fall = (1 + math.cos(math.pi * progress)) / 2
     return lr * (optim.final + (1 - optim.final) * fall)
@@ -142,22 +186,45 @@ def clip_norm(optim: OptimConfig, images: int) -> tuple[str, float]:
     return "optim.clip", optim.clip
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Every parameter as often as its first step makes a tensor like it: AdamW two, Muon one."""
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], clip: float, optim: OptimConfig, norms: Norms
+) -> Float[Tensor, ""]:
+    """Clip the gradients of all to a norm of `clip` (0: none) and to what stands out from `norms`.
+
+    Answers with the norm that they had, on their device: nothing here waits for it.
+    """
+    if not optim.zscore.threshold:
+        return nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    limit: Any = norms.limit(optim.zscore, norm).clamp(max=clip or torch.inf)
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, torch.dtype]]:
+    """Every parameter as often as its first step makes a tensor of its shape, and what that is made
+    of: AdamW makes two, Muon one.
+    """
     return [
-        p
+        (p, dtype_of_moments(p, group))
         for group in optimizer.param_groups
         for p in group["params"] * (1 if "momentum" in group else 2)
     ]
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the optimizer as `parameter name/entry`; empty before the first step."""
-    return {
-        f"{name}/{entry}": value
-        for name, p in model.named_parameters()
-        for entry, value in optimizer.state.get(p, {}).items()
-    }
+    """Every tensor of the optimizer as `parameter name/entry`; empty before the first step.
+
+    Numbers become int64 tensors; what several parameters share, as tables do, is there for each.
+    """
+    found, seen = {}, set[int]()
+    for name, p in model.named_parameters():
+        for entry, value in optimizer.state.get(p, {}).items():
+            value = value if isinstance(value, Tensor) else torch.tensor(value)
+            shared = value.data_ptr() in seen
+            seen.add(value.data_ptr())
+            found[f"{name}/{entry}"] = value.clone() if shared else value
+    return found
 
 
 def load_optimizer_state(
@@ -167,5 +234,8 @@ def load_optimizer_state(
     for key, value in state.items():
         name, entry = key.rsplit("/", 1)
         p = parameters[name]
+        if value.dtype == torch.int64 and value.dim() == 0:
+            optimizer.state[p][entry] = int(value)
+            continue
         device = value.device if entry == "step" and p.device.type == "cpu" else p.device
         optimizer.state[p][entry] = value.to(device)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pointillist.layers.gain import gain, note
+
 
 class _RMSNormCPU(torch.autograd.Function):
     """x w / rms(x) with its gradient in closed form.
@@ -96,11 +98,12 @@ class PlainLayerNorm(nn.LayerNorm):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (1 + scale) + shift, one shift and scale a sample (Peebles and Xie 2212.09748)."""
-    return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
+    return torch.addcmul(shift.unsqueeze(1), x, gain(scale).unsqueeze(1))
 
 
 def modulated_norm(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`modulate(norm(x), shift, scale)` of tokens `b n d`."""
     if isinstance(norm, RMSNorm) and x.device.type in ("cpu", "meta"):
+        note(scale)
         return _ModulatedRMSNormCPU.apply(x, norm.weight, shift, scale, norm.eps)
     return modulate(norm(x), shift, scale)

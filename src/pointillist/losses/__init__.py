@@ -8,6 +8,7 @@ from torch import Tensor
 from pointillist.losses.align import AlignConfig
 from pointillist.losses.bound import WEIGHT
 from pointillist.losses.frequency import FrequencyConfig, frequency
+from pointillist.losses.gain import GainConfig
 from pointillist.losses.perceptual import LPIPSConfig, perceptual
 from pointillist.types import Estimate, InputError, Spec, Time, config
 
@@ -38,6 +39,7 @@ class LossConfig:
     frequency: FrequencyConfig = FrequencyConfig()
     lpips: LPIPSConfig = LPIPSConfig()
     align: AlignConfig = AlignConfig()
+    gain: GainConfig = GainConfig()
     vlb: float = WEIGHT
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class LossConfig:
             if weight < 0:
                 raise InputError(f"loss.{name} is {weight}; a weight is 0 or more")
         if not any(weights.values()) and not self.frequency.weight:
-            others = [name for name in ("lpips", "align") if getattr(self, name).weight]
+            others = [name for name in ("lpips", "align", "gain") if getattr(self, name).weight]
             why = "so nothing would be learnt"
             if others:
                 why = f"and loss.{' and loss.'.join(others)} alone cannot tell pixels what to be"
@@ -83,13 +85,15 @@ def criterion(
     t: Time | None = None,
     aligned: Float[Tensor, " b"] | None = None,
     bound: Float[Tensor, " b"] | None = None,
+    gains: Float[Tensor, " b"] | None = None,
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The weighted sum for every sample, and its terms (unweighted) by name.
 
     `velocity` is the objective's at the times of the samples; by default that of the straight path.
     LPIPS compares with the truth's picture, on which the objective's clamp acts as on the guess's,
     at the times `t`; `aligned` is the answer of an `Alignment`, None where there is none or it has
-    ended; `bound` that of `variational_bound`, None where no variance is learnt.
+    ended; `bound` that of `variational_bound`, None where no variance is learnt; `gains` are the
+    squares of the modulations' scales, None where nobody asked for them.
     """
     terms = {
         name: mean_square(error(guess, truth, velocity), weight)
@@ -109,6 +113,8 @@ def criterion(
         terms["align"], weights["align"] = aligned, config.align.weight
     if bound is not None:
         terms["vlb"], weights["vlb"] = bound, config.vlb
+    if gains is not None:
+        terms["gain"], weights["gain"] = gains, config.gain.weight
     total = sum(weights[name] * term for name, term in terms.items())
     assert isinstance(total, Tensor)
     return total, terms

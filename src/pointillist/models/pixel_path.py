@@ -7,6 +7,8 @@ one linear layer, D -> p^2 x 6 x D_pix, makes them anew in every block. They are
 activation of the model, and cheap to make: backward makes them again rather than keeping them.
 """
 
+import contextvars
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pointillist.layers.attention import SelfAttention
 from pointillist.layers.fused import Fused
+from pointillist.layers.gain import gain
 from pointillist.layers.mlp import MLP
 from pointillist.layers.norm import RMSNorm
 
@@ -35,7 +38,9 @@ def again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call `function`; backward calls it again instead of keeping what it made on the way."""
     if not torch.is_grad_enabled():
         return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    # Backward on CUDA runs in threads that know nothing of who asked for the scales.
+    inside = functools.partial(contextvars.copy_context().run, function)
+    return checkpoint(inside, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class Modulation(nn.Module):
@@ -150,7 +155,7 @@ class PixelBlock(nn.Module):
         h = self.norm1(x)
         if self.enter is not None:
             shift, scale = self.enter(s, None if hint is None else hint.enter())
-            h = torch.addcmul(shift, h, 1 + scale)
+            h = torch.addcmul(shift, h, gain(scale))
         if self.compact is None:
             return h
         # Cells of one block lie together, so a block is a row.
@@ -162,9 +167,9 @@ class PixelBlock(nn.Module):
         made = self.leave(s, None if hint is None else hint.leave())
         if self.post:
             scale1, shift1, scale2, shift2 = made
-            x = x + torch.addcmul(shift1, h, 1 + scale1)
-            return x + torch.addcmul(shift2, self.mlp(self.norm2(x)), 1 + scale2)
+            x = x + torch.addcmul(shift1, h, gain(scale1))
+            return x + torch.addcmul(shift2, self.mlp(self.norm2(x)), gain(scale2))
         gate1, shift, scale, gate2 = made
         x = torch.addcmul(x, gate1, h)
-        h = self.mlp(torch.addcmul(shift, self.norm2(x), 1 + scale))
+        h = self.mlp(torch.addcmul(shift, self.norm2(x), gain(scale)))
         return torch.addcmul(x, gate2, h)
