@@ -65,6 +65,9 @@ def line(event: dict[str, Any]) -> str:
         return f"{event['images']:>9} images  evaluation  {figures}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"
+    if event["event"] == "left out":
+        return (f"{event['images']:>9} images  every epoch leaves out {event['pictures']} of "
+                f"{event['of']} pictures, which fill no batch")  # fmt: skip
     if event["event"] == "begin":
         others = f" and {event['ranks'] - 1} more" if event["ranks"] > 1 else ""
         return (

@@ -41,7 +41,9 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         model = run.model.build(spec)
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
-        fullest = observed(given, run.task.most(spec.size), spec)
+        # A batch of the largest bucket needs the most memory.
+        largest = max((spec.size, *spec.buckets), key=math.prod)
+        fullest = observed(given, run.task.most(largest), spec)
         given = observed(given, run.task.expected(spec.size), spec)
         t = torch.zeros(1)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
@@ -55,6 +57,7 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     due = alignment is not None and alignment.config.due(taught.images if taught else 0)
     beside = [] if alignment is None else list(alignment.parameters())
     weights = [*model.parameters(), *beside]
+    x = torch.zeros(1, spec.channels, *largest, device="meta")
     with _saved(weights) as held, _blockwise(model, held) as within:
         answer = network(x, t, fullest, taps=taps if due else ())
     if run.train.gradient_checkpointing:

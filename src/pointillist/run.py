@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pointillist.agreement import (
     check_augment,
+    check_buckets,
     check_code,
     check_guidance,
     check_placed,
@@ -84,6 +85,7 @@ class Run:
         self.sample.walk(path=self.objective)
         check_placed(self, spec)
         check_code(self, spec)
+        check_buckets(self, spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
@@ -214,6 +216,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             near = difflib.get_close_matches(part, known, 1)
             here = ".".join([*folders, last][: i + 1])
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            if branch is None:
+                above = here.rpartition(".")[0]
+                hint = f"{above} is null, so give it as a whole, as {above}={{{part}: ...}}"
             raise InputError(f"{here} is not a field; {hint}")
         if i == len(folders):
             break
