@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -102,8 +102,9 @@ def open_picture(file: Path | bytes) -> Opened:
     return Opened(image, depth, inverted, turned, clear)
 
 
-def shape_of(file: Path | IO[bytes]) -> tuple[int, int]:
-    """Height and width of a picture as seen upright, read from the head of the file.
+def shape_of(file: Any) -> tuple[int, int]:
+    """Height and width of a picture as seen upright, read from the head of the file: a path, or a
+    file of bytes that is open.
 
     InputError where the head cannot be read; what comes behind it is not looked at.
     """
