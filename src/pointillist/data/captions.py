@@ -5,6 +5,7 @@ split's, with file names relative to where it lies. What is no text costs its ow
 nothing else.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -85,7 +86,8 @@ def _cleaned(texts: Iterable[str]) -> tuple[str, ...]:
 def _text(content: bytes) -> str:
     """Text in UTF-8, or in UTF-16 that says so; bytes that are neither become lone surrogates."""
     if content.startswith(BYTE_ORDERS):
-        return content.decode("utf-16", "replace")
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode("utf-16")
     return content.decode("utf-8-sig", "surrogateescape")
 
 
