@@ -253,6 +253,10 @@ def test_buckets_are_part_of_the_configuration(root, tmp_path):
     assert to_dict(Run.load("debug", "data.kind=folder"))["data"]["buckets"] is None
     with pytest.raises(InputError, match=r"data.buckets is null, so give it as a whole, as data.b"):
         Run.load("debug", "data.kind=folder", "data.buckets.step=4")
+    # What a run has learnt may be looked at without the buckets that it was learnt on.
+    dataclasses.replace(run, data=dataclasses.replace(run.data, buckets=None)).check(
+        run.data.promise()
+    )
     # A branch is checked against what is set beside it, whatever comes first.
     assert toy(root).data.buckets.step == 4
     both = toy(root, "repeat", "data.buckets.policy=small")

@@ -3,11 +3,12 @@
 import csv
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from pointillist.data import FolderConfig
+from pointillist.data import FolderConfig, ZipConfig
 from pointillist.data.captions import METADATA, metadata
 from pointillist.data.folder import scan
 from pointillist.data.report import check, facts, lines
@@ -155,6 +156,21 @@ def test_the_report_counts_captions_and_names_what_has_none(root):
     assert told["caption_count"] == 2 and told["caption_characters"] == [3, len(LONG)]
     assert sorted(told["uncaptioned"]) == ["b.png", "c.png", "d.png"]
     assert told["refused_by_kind"] == {"caption": 2}
+
+
+def test_an_archive_holds_several_captions_of_any_script(root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("zip") / "a.zip"
+    captions = {"a.png": [*WORLD.values(), LONG], "b.png": [" b ", "", "\n"], "c.png": [" "]}
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(root.glob("*.png")):
+            archive.write(file, file.name)
+        archive.writestr("dataset.json", json.dumps({"labels": None, "captions": captions}))
+    report = check(ZipConfig(path=str(path), size=8))
+    items = ZipConfig(path=str(path), size=8).listing().items
+    assert {item.file: item.captions for item in items if item.captions} == {
+        "a.png": (*WORLD.values(), LONG), "b.png": ("b",)
+    }  # fmt: skip
+    assert sorted(report.uncaptioned) == ["c.png", "d.png"]
 
 
 # Parquet.

@@ -101,6 +101,8 @@ def check_placed(run: Any, spec: Spec) -> None:
 
 def check_buckets(run: Any, spec: Spec) -> None:
     """Model, task and losses can have pictures of every bucket's size."""
+    if getattr(run.data, "buckets", None) is None:
+        return
     for size in spec.buckets:
         shown, at = f"{size[0]}x{size[1]}", dataclasses.replace(spec, axes=grid_axes(size))
         try:

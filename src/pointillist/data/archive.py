@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+from pointillist.data.captions import cleaned
 from pointillist.data.collection import Listing, PicturesConfig, divide
 from pointillist.data.decode import SUFFIXES, Decoded, decode
 from pointillist.data.reading import Item
@@ -230,7 +231,7 @@ def _captions(index: dict[str, Any], files: set[str], name: str) -> dict[str, tu
                              f"in the archive; pack it again")  # fmt: skip
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"{name}: {INDEX}: the captions of {file} are no list of texts")
-    return {file: tuple(texts) for file, texts in captions.items()}
+    return {file: cleaned(texts) for file, texts in captions.items()}
 
 
 def is_archive(path: str) -> bool:

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pointillist.data.collection import SPLITS
 from pointillist.data.report import Refused, shown
 from pointillist.types import InputError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 COLUMNS = ("text", "caption", "captions")
-SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation", "dev")
 BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff")  # with which UTF-16 begins
 
 
@@ -33,7 +33,7 @@ def beside(path: Path) -> tuple[str, ...]:
         raise InputError(f"caption: {error.strerror}") from None
     if not _is_text(text):
         raise InputError("caption: it is not UTF-8")
-    return _cleaned(text.splitlines())
+    return cleaned(text.splitlines())
 
 
 def metadata(root: Path, files: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[Refused]]:
@@ -42,7 +42,7 @@ def metadata(root: Path, files: Sequence[str]) -> tuple[dict[str, tuple[str, ...
     """
     found: dict[str, dict[str, None]] = {}
     refused, there = [], set(files)
-    folders = [root / name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    folders = [root / name for names in SPLITS.values() for name in names]
     for path in (folder / name for folder in (root, *folders) for name in METADATA):
         if not path.is_file():
             continue
@@ -58,7 +58,7 @@ def metadata(root: Path, files: Sequence[str]) -> tuple[dict[str, tuple[str, ...
             file = (path.parent.relative_to(root) / name).as_posix()
             if file not in there and file not in found:
                 refused.append(Refused(file, f"missing: named by {place}, but not there"))
-            found.setdefault(file, {}).update(dict.fromkeys(_cleaned(told)))
+            found.setdefault(file, {}).update(dict.fromkeys(cleaned(told)))
     return {file: tuple(texts) for file, texts in found.items()}, refused
 
 
@@ -79,7 +79,8 @@ def _several(path: Path, number: int, column: str, row: dict[str, Any]) -> Itera
         yield one
 
 
-def _cleaned(texts: Iterable[str]) -> tuple[str, ...]:
+def cleaned(texts: Iterable[str]) -> tuple[str, ...]:
+    """Without blanks at the ends, and without such as hold nothing else."""
     return tuple(one.strip() for one in texts if one.strip())
 
 
