@@ -3,10 +3,13 @@
 `Run.check` asks all of them before anything is computed.
 """
 
+import dataclasses
 from typing import Any
 
+import torch
+
 from pointillist.guidance import label_number
-from pointillist.types import InputError, Spec
+from pointillist.types import InputError, Spec, grid_axes
 
 
 def check_augment(run: Any, spec: Spec) -> None:
@@ -94,6 +97,29 @@ def check_placed(run: Any, spec: Spec) -> None:
                 f"{remedy.partition('=')[0]} is for pictures, but the data are crops of a "
                 f"field; set {remedy}"
             )
+
+
+def check_buckets(run: Any, spec: Spec) -> None:
+    """Model, task and losses can have pictures of every bucket's size."""
+    if getattr(run.data, "buckets", None) is None:
+        return
+    for size in spec.buckets:
+        shown, at = f"{size[0]}x{size[1]}", dataclasses.replace(spec, axes=grid_axes(size))
+        try:
+            with torch.device("meta"):
+                run.model.build(at)
+        except InputError as error:
+            raise InputError(
+                f"data.buckets.step is {run.data.buckets.step}, which makes a bucket of {shown}, "
+                f"and model {run.model.kind} cannot have that: {str(error).partition(';')[0]}; set "
+                f"data.buckets.step and data.size to multiples of what it can"
+            ) from None
+        try:
+            run.task.check_size(size)
+            run.task.places.check_size(size)
+            run.loss.check(at)
+        except InputError as error:
+            raise InputError(f"data.buckets has pictures of {shown}, and {error}") from None
 
 
 def check_code(run: Any, spec: Spec) -> None:

@@ -32,7 +32,8 @@ def data_check(source: Set, overrides: Overrides = None, as_json: AsJson = False
     """Walk a set and say what is found, refused (and why), and what an epoch will really use."""
     from pointillist.data.report import check, facts, lines
 
-    report = check(_data(source, overrides))
+    run = _run(source, overrides)
+    report = check(run.data, run.train.batch, run.seed)
     print(json.dumps(facts(report)) if as_json else "\n".join(lines(report)))
     if not report.used["train"]:
         raise InputError(f"{source}: not one of {report.found} files can be trained on")
@@ -66,7 +67,7 @@ def data_pack(
     if split not in splits:
         raise InputError(f"--split is {split}; it is one of {', '.join(splits)}")
     check_out(out)  # before a set is read for nothing
-    data, wanted = pictures_of(_data(source, overrides)), parse_size(size) if size else None
+    data, wanted = pictures_of(_run(source, overrides).data), parse_size(size) if size else None
     pair = None if wanted is None else (wanted[0], wanted[1])
     with Drawing(count(data, split)) as drawing:
         packed = pack(data, out, pair, crops[crop] if crop else None, splits[split], drawing)
@@ -104,17 +105,17 @@ def data_fetch(
     print(f"{source} {what} {found.out} ({found.bytes} bytes, {checked})")
 
 
-def _data(source: str, overrides: list[str] | None) -> Any:
-    """The data configuration that a command names."""
+def _run(source: str, overrides: list[str] | None) -> Any:
+    """The run with the data that a command names."""
     from pointillist.data import KNOWN
     from pointillist.data.archive import is_archive
     from pointillist.run import Run, from_dict
 
     extra = tuple(overrides or [])
     if source in KNOWN:
-        return from_dict({"data": {"kind": source}}, extra).data
+        return from_dict({"data": {"kind": source}}, extra)
     if is_archive(source):
-        return from_dict({"data": {"kind": "zip", "path": source}}, extra).data
+        return from_dict({"data": {"kind": "zip", "path": source}}, extra)
     if Path(source).is_dir() and not (Path(source) / "run.yaml").exists():
-        return from_dict({"data": {"kind": "folder", "path": source}}, extra).data
-    return Run.load(source, *extra).data
+        return from_dict({"data": {"kind": "folder", "path": source}}, extra)
+    return Run.load(source, *extra)

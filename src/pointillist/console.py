@@ -71,6 +71,9 @@ def line(event: dict[str, Any]) -> str:
             f"{event['images']:>9} images  memory{where}: {event['from']} samples at once did not "
             f"fit, {event['to']} do, with the same result"
         )
+    if event["event"] == "left out":
+        return (f"{event['images']:>9} images  every epoch leaves out {event['pictures']} of "
+                f"{event['of']} pictures, which fill no batch")  # fmt: skip
     if event["event"] == "begin":
         others = f" and {event['ranks'] - 1} more" if event["ranks"] > 1 else ""
         return (

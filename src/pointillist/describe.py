@@ -85,10 +85,12 @@ def kept_for_backward(
 ) -> int:
     """Bytes that a forward of so many pictures, all as full as can be, and the loss leave there."""
     model = network.model
+    # A batch of the largest bucket needs the most memory.
+    largest = max((spec.size, *spec.buckets), key=math.prod)
     with torch.device("meta"):
-        x, t = torch.zeros(batch, spec.channels, *spec.size), torch.zeros(batch)
+        x, t = torch.zeros(batch, spec.channels, *largest), torch.zeros(batch)
         given = Given(label=torch.zeros(batch, dtype=torch.long) if spec.classes else None)
-        given = observed(given, run.task.most(spec.size), spec, batch)
+        given = observed(given, run.task.most(largest), spec, batch)
     weights = [*model.parameters(), *(() if alignment is None else alignment.parameters())]
     scales = run.loss.gain.wanted()
     with _saved(weights) as held, _blockwise(model, held) as within, gains(scales):

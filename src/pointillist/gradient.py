@@ -39,7 +39,9 @@ def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tup
 
 
 class Step(NamedTuple):
-    """What a batch is a part of: the number of the step's first sample, and how many it takes."""
+    """What a batch is a part of: the number of the step's first sample, and how many count in it,
+    over all ranks.
+    """
 
     first: int
     size: int
@@ -58,7 +60,7 @@ def backward(
 
     The terms stay on the device. Without a `step` the batch is all of it.
     """
-    first, size = step or Step(int(batch.index[0]), batch.x.shape[0])
+    first, size = step or Step(int(batch.index[0]), counted(batch))
     spec = cast(Any, network.model).spec
     totals: dict[str, Tensor] = {}
     if alignment is not None and not alignment.config.due(first):
@@ -92,10 +94,20 @@ def backward(
                 run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound,
                 gains=None if scales is None else scales.sum(),
             )  # fmt: skip
-            (loss.sum() / size).backward()
+            (counting(loss, part).sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
-            totals[name] = totals.get(name, 0) + values.detach().sum() / size
+            totals[name] = totals.get(name, 0) + counting(values.detach(), part).sum() / size
     return totals
+
+
+def counting(values: Float[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+    """One number a sample, times how much the sample counts."""
+    return values if batch.counts is None else values * batch.counts.to(values.device)
+
+
+def counted(batch: Batch) -> int:
+    """How many of its samples count."""
+    return batch.x.shape[0] if batch.counts is None else round(float(batch.counts.sum()))
 
 
 class Rendering(NamedTuple):

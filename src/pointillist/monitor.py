@@ -24,15 +24,16 @@ from pointillist.run import Run
 from pointillist.runfolder import load_weights
 from pointillist.sample import Trained
 from pointillist.snapshots import Origin
-from pointillist.tasks import HeldOut
-from pointillist.types import InputError, Spec
+from pointillist.tasks import HeldOut, TaskBase
+from pointillist.types import Batch, InputError, Spec
 from pointillist.validation import (
     TIMES,
+    Errors,
     at_places,
     held_out,
-    held_out_batch,
+    held_out_batches,
     held_out_observed,
-    velocity_loss,
+    velocity_errors,
 )
 
 
@@ -100,37 +101,45 @@ class Grid:
 
 
 class Validation:
-    """Velocity loss of the first EMA on held-out samples at fixed times and noise.
+    """Velocity loss of the first EMA on held-out samples at fixed times and noise; of pictures in
+    buckets each at the size of its own.
 
     A run with hints is asked with them as well, and judged by the pixels that are hidden.
     """
 
     def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
-        self.run, self.count = run, run.train.validate
-        self.asked: dict[str, HeldOut | None] = {}
-        if not self.count:
-            return
-        batch = held_out_batch(test, self.count, refused)
-        self.x, self.label = batch.x, batch.label
-        placed = batch.where is not None
-        if not run.task.always:
-            self.asked["velocity"] = at_places(batch, None) if placed else None
-        if run.task.observes:
-            self.asked["hinted"] = (
-                at_places(batch, run.task) if placed else held_out_observed(run.task, self.x)
-            )
+        self.run = run
+        self.batches = (
+            held_out_batches(test, run.train.validate, refused) if run.train.validate else []
+        )
+        self.asked: dict[str, list[HeldOut | None]] = {}
+        if self.batches and not run.task.always:
+            self.asked["velocity"] = [known(batch, None) for batch in self.batches]
+        if self.batches and run.task.observes:
+            self.asked["hinted"] = [known(batch, run.task) for batch in self.batches]
 
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         losses: dict[str, float] = {}
         with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
-            for name, observed in self.asked.items():
+            for name, asked in self.asked.items():
                 # In portions that training has shown to fit into the memory.
-                found = velocity_loss(
-                    network, self.run.objective, self.x, self.label,
-                    batch=self.run.train.at_once, observed=observed,
-                )  # fmt: skip
+                parts = [
+                    velocity_errors(
+                        network, self.run.objective, batch.x, batch.label,
+                        batch=self.run.train.at_once, observed=observed, numbers=batch.index,
+                    )
+                    for batch, observed in zip(self.batches, asked, strict=True)
+                ]  # fmt: skip
+                found = Errors.joined(parts).losses().mean(1).tolist()
                 losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
         return losses
+
+
+def known(batch: Batch, task: TaskBase | None) -> HeldOut | None:
+    """What is shown of held-out samples; without a task nothing."""
+    if batch.where is not None:
+        return at_places(batch, task)
+    return None if task is None else held_out_observed(task, batch.x, batch.index)
 
 
 class Judging:

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -100,6 +100,22 @@ def open_picture(file: Path | bytes) -> Opened:
         turned = _orientation(opened) in range(2, 9)
         image: Image.Image = ImageOps.exif_transpose(opened) if turned else opened.copy()
     return Opened(image, depth, inverted, turned, clear)
+
+
+def shape_of(file: Any) -> tuple[int, int]:
+    """Height and width of a picture as seen upright, read from the head of the file: a path, or a
+    file of bytes that is open.
+
+    InputError where the head cannot be read; what comes behind it is not looked at.
+    """
+    name = file if isinstance(file, Path) else b""
+    with reading(name), Image.open(file) as opened:
+        if opened.width * opened.height > LARGEST:
+            raise InputError(
+                f"unreadable: {opened.width}x{opened.height} pixels, more than {LARGEST:,} in all"
+            )
+        h, w = opened.height, opened.width
+        return (w, h) if _orientation(opened) in range(5, 9) else (h, w)
 
 
 def open_named(path: Path) -> Opened:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pointillist.agreement import (
     check_augment,
+    check_buckets,
     check_code,
     check_guidance,
     check_placed,
@@ -84,6 +85,7 @@ class Run:
         self.sample.walk(path=self.objective)
         check_placed(self, spec)
         check_code(self, spec)
+        check_buckets(self, spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
@@ -194,9 +196,15 @@ def from_dict(values: dict[str, Any], overrides: tuple[str, ...] = ()) -> Run:
             raise InputError(f"{text} is not of the form key=value")
         pairs.append((key.strip(), parse_yaml(value, key) if value else ""))
     tree = to_dict(run)
-    # A kind goes first and empties its branch, so that the other keys are looked up in the new one;
-    # so does a whole branch, which is filled up before anything in it is set.
-    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith("kind")):
+    # A kind goes first and empties its branch, so that the other keys are looked up in the new one.
+    # A whole branch is filled up before anything in it is set, and after all that it must suit.
+    whole: list[str] = []
+    turns = []
+    for key, value in pairs:
+        below = any(key.startswith(f"{branch}.") for branch in whole)
+        turns.append(0 if key.endswith("kind") else 3 if below else 1 + isinstance(value, dict))
+        whole += [key] if isinstance(value, dict) else []
+    for _, (key, value) in sorted(zip(turns, pairs, strict=True), key=lambda turn: turn[0]):
         _set(tree, key, value)
         if key.endswith("kind") or isinstance(value, dict):
             tree = to_dict(_validate(tree))
@@ -214,6 +222,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             near = difflib.get_close_matches(part, known, 1)
             here = ".".join([*folders, last][: i + 1])
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            if branch is None:
+                above = here.rpartition(".")[0]
+                hint = f"{above} is null, so give it as a whole, as {above}={{{part}: ...}}"
             raise InputError(f"{here} is not a field; {hint}")
         if i == len(folders):
             break

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pointillist.data.latent import LatentConfig, show
-from pointillist.data.loader import batches
+from pointillist.data.loader import batches, plan_of
 from pointillist.data.report import Refused
 from pointillist.describe import describe, refuse_too_large
 from pointillist.engine.device import free_memory, pick_device
@@ -91,6 +91,7 @@ def _train(
     if run.data.kind == "latent":
         run.check(run.data.promise())  # before every picture is encoded
     source, test = opened(run, stop, ranks)
+    plan = plan_of(source, run.seed, run.train.batch)
     run.check(source.spec)
     check_alike(run, source.spec, ranks)
     last_saved = to_resume(out, ranks) if resume else None
@@ -137,6 +138,9 @@ def _train(
     if not state.images:
         for file in dict.fromkeys((*source.refused, *test.refused)):
             emit(refusal(file, 0))
+        if plan.used < plan.rows:
+            emit({"event": "left out", "images": 0, "pictures": plan.rows - plan.used,
+                  "of": plan.rows})  # fmt: skip
     report(
         {"event": "begin", "images": state.images, "device": str(device), "ranks": ranks.count,
          "out": str(out), **facts}
@@ -147,18 +151,21 @@ def _train(
         here, test, None if state.images else lambda file: emit(refusal(file, 0))
     )
 
-    due = ranks.leads and state.images and saves_at(run, state.images)
+    due = ranks.leads and state.images and saves_at(
+        run, plan.before(state.images), state.images
+    )  # fmt: skip
     if due and not grid.path(state.images).exists():
         grid(model, ema, state.images)  # the kill came between the checkpoint and its pictures
 
     # Loop.
     model.train()
     begun, images_at_begin = time.perf_counter(), state.images
-    size, news = run.train.batch, list[dict[str, Any]]()
-    for batch in batches(
-        source, run.seed, state.images, run.train.images, size, run.train.workers,
+    news = list[dict[str, Any]]()
+    slots = plan.slots(state.images, run.train.images)
+    for (_, size, *_), batch in zip(slots, batches(
+        source, run.seed, state.images, run.train.images, run.train.batch, run.train.workers,
         lambda file, images: news.append(refusal(file, images)), (ranks.rank, ranks.count),
-    ):  # fmt: skip
+    ), strict=True):  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
         step = Step(state.images, size)
@@ -210,8 +217,8 @@ def _train(
             speed = (state.images - images_at_begin) / (time.perf_counter() - begun)
             event["images_per_second"] = round(speed, 2)
             emit(event)
-        due = saves_at(run, state.images)
-        if ranks.leads and snapshot_at(run, state.images):
+        due = saves_at(run, before, state.images)
+        if ranks.leads and snapshot_at(run, before, state.images):
             pause = time.perf_counter()
             save_snapshot(out, state.images, ema)  # before the checkpoint that vouches for it
             begun += time.perf_counter() - pause
@@ -329,18 +336,18 @@ def passed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def saves_at(run: Run, images: int) -> bool:
-    """Whether a run saves, validates and draws at that count, if nobody stops it."""
-    return images >= run.train.images or passed(
-        images - run.train.batch, images, run.train.save_every
-    )
+def saves_at(run: Run, before: int, images: int) -> bool:
+    """Whether a run saves, validates and draws behind a step that ends at `images`, if nobody
+    stops it.
+    """
+    return images >= run.train.images or passed(before, images, run.train.save_every)
 
 
-def snapshot_at(run: Run, images: int) -> bool:
-    """Whether a snapshot of the power-function averages is due at that count."""
+def snapshot_at(run: Run, before: int, images: int) -> bool:
+    """Whether a snapshot of the power-function averages is due behind such a step."""
     every = run.train.ema_snapshot or run.train.save_every
     ends = images >= run.train.images
-    return bool(run.train.ema_power) and (ends or passed(images - run.train.batch, images, every))
+    return bool(run.train.ema_power) and (ends or passed(before, images, every))
 
 
 def refusal(file: Refused, images: int) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Batch(NamedTuple):
     row: Int[Tensor, " b"] | None = None  # which picture of the data each sample is
     # The samples turned round along their last axis, where turning `x` would not give them.
     mirrored: Float[Tensor, "b c *space"] | None = None
+    counts: Float[Tensor, " b"] | None = None  # how much each counts; 0 fills up a batch; None: 1
 
     def part(self, which: slice) -> "Batch":
         """Some of the samples."""
@@ -243,6 +244,7 @@ class Spec:
     bounded: bool = True  # samples lie in [-1, 1] in the network's units, as levels do
     code: Code | None = None  # samples are latents of an autoencoder; None: they are what is shown
     words: Words | None = None  # captions are read by an encoder of text; None: nobody reads them
+    buckets: tuple[tuple[int, int], ...] = ()  # sizes of pictures that are not all of `size`
 
     AXIS_NAMES: ClassVar[tuple[str, ...]] = ("depth", "height", "width")
 

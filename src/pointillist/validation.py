@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pointillist.data.loader import to_batch
 from pointillist.data.report import Refused
-from pointillist.data.source import Source
+from pointillist.data.source import Bucketed, Source
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import Interpolant
@@ -33,12 +33,40 @@ def held_out(
 def held_out_batch(
     source: Source, count: int, refused: Callable[[Refused], None] | None = None, first: int = 0
 ) -> Batch:
-    """The same with the places of their cells and the weight of these, where they have any."""
+    """The same with the places of their cells and the weight of these, where they have any.
+
+    Pictures in buckets come at data.size, as if there were none.
+    """
+    source = source.nominal() if isinstance(source, Bucketed) else source
     rows = source.rows(range(first, min(first + count, len(source))))
     if refused is not None:
         for file in rows.refused:
             refused(file)
     return to_batch(rows, torch.arange(rows.x.shape[0]), source.spec)
+
+
+def held_out_batches(
+    source: Source, count: int, refused: Callable[[Refused], None] | None = None
+) -> list[Batch]:
+    """`count` samples as batches of one shape each, numbered by their rows.
+
+    They are the first, and of a set in buckets spread evenly over all of it, each at the size of
+    its bucket.
+    """
+    if not isinstance(source, Bucketed):
+        return [held_out_batch(source, count, refused)]
+    count, found = min(count, len(source)), []
+    chosen = torch.arange(count) * len(source) // count
+    for bucket in source.buckets:
+        numbers = chosen[torch.isin(chosen, bucket.rows)]
+        if not numbers.shape[0]:
+            continue
+        rows = source.rows(numbers.tolist())
+        if refused is not None:
+            for file in rows.refused:
+                refused(file)
+        found.append(to_batch(rows, numbers, source.spec))
+    return found
 
 
 def at_places(batch: Batch, task: TaskBase | None) -> HeldOut:
@@ -50,7 +78,7 @@ def at_places(batch: Batch, task: TaskBase | None) -> HeldOut:
     known, given = batch.weight > 0, Given(where=batch.where)
     if task is None:
         return HeldOut(given, known)
-    hidden = held_out_observed(task, batch.x).hidden & known
+    hidden = held_out_observed(task, batch.x, batch.index).hidden & known
     return HeldOut(show(given, batch.x, known & ~hidden, batch.where), hidden)
 
 
@@ -64,9 +92,13 @@ def validation_noise(
     return objective.noise(Draw(0, index), size, "validation", where)
 
 
-def held_out_observed(task: TaskBase, x: State, first: int = 0) -> HeldOut:
-    """What is known of held-out pictures, the same in every run with that task."""
-    found = task.held_out(x, torch.arange(first, first + x.shape[0]))
+def held_out_observed(
+    task: TaskBase, x: State, numbers: Int[Tensor, " b"] | None = None
+) -> HeldOut:
+    """What is known of held-out pictures by their numbers (None: from 0 on), the same in every run
+    with that task.
+    """
+    found = task.held_out(x, torch.arange(x.shape[0]) if numbers is None else numbers)
     assert found is not None, "the task shows something"
     return found
 
@@ -83,6 +115,12 @@ class Errors(NamedTuple):
             raise InputError("every pixel of the held-out pictures is known; leave some hidden")
         return self.squares / self.places.double().mean()
 
+    @classmethod
+    def joined(cls, parts: Sequence["Errors"]) -> "Errors":
+        """Of all pictures of several batches."""
+        squares, places = zip(*parts, strict=True)
+        return cls(torch.cat(squares, 1), torch.cat(places))
+
 
 def velocity_loss(*asked: Any, **more: Any) -> list[float]:
     """The mean of `velocity_errors` over pictures and places, one number a time."""
@@ -98,9 +136,9 @@ def velocity_errors(
     times: Sequence[float] = TIMES,
     batch: int = 256,
     observed: HeldOut | None = None,
-    first: int = 0,
+    numbers: Int[Tensor, " b"] | None = None,
 ) -> Errors:
-    """Errors of the velocity, whose noise is fixed by the number of the picture, from `first` on.
+    """Errors of the velocity, whose noise is fixed by the numbers of the pictures (None: from 0).
 
     The clamp of the loss is left out, so the figure compares with any other denoiser's. What is
     `observed` the network sees, and the error is that of the hidden places.
@@ -116,8 +154,8 @@ def velocity_errors(
             shown = (v[index].to(part.device) if isinstance(v, Tensor) else v
                      for v in observed.given)  # fmt: skip
             given = Given(*shown)._replace(label=given.label)
-        numbers, shape = first + index, tuple(part.shape[1:])
-        eps = validation_noise(objective, numbers, shape, given.where).to(part.device)
+        shape, own = tuple(part.shape[1:]), index if numbers is None else numbers[index]
+        eps = validation_noise(objective, own, shape, given.where).to(part.device)
         # Encoded once for all times.
         context = network.condition(given, tuple(part.shape[2:]))
         places[index] = hidden.flatten(1).sum(1).cpu()

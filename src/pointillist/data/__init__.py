@@ -17,7 +17,7 @@ Data = Annotated[
 KNOWN = {
     "emoji": "3,786 captioned emoji inside the package, 32 or 64 pixels, by category",
     "cifar10": "CIFAR-10 in its published binary form, 32 pixels, 10 classes",
-    "folder": "your own pictures: class = sub-folder, caption = .txt beside or metadata.jsonl/csv",
+    "folder": "your own pictures: class = sub-folder, caption = .txt beside or metadata.*",
     "zip": "pictures in a zip file with dataset.json (EDM's form), as `data pack` writes it",
     "field": "a measured field in a .npz file, its coordinates beside it, in 1 to 3 axes",
     "latent": "latents of a set of pictures by a frozen autoencoder, encoded once and kept",

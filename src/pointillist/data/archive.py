@@ -13,9 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pointillist.data.collection import Item, Listing, PicturesConfig, divide
+from pointillist.data.captions import cleaned
+from pointillist.data.collection import Listing, PicturesConfig, divide
 from pointillist.data.decode import SUFFIXES, Decoded, decode
+from pointillist.data.reading import Item
 from pointillist.data.report import CONTROL, Refused, shown
+from pointillist.picture_files import shape_of
 from pointillist.types import InputError, config
 
 INDEX = "dataset.json"
@@ -37,13 +40,24 @@ class ZipConfig(PicturesConfig):
         """The checksum that the archive has of the member: what tells it from another best."""
         return _opened(str(self.root), *_stamp(self), os.getpid()).getinfo(item.file).CRC
 
+    def shape(self, item: Item) -> tuple[int, int]:
+        archive = _opened(str(self.root), *_stamp(self), os.getpid())
+        try:
+            with archive.open(item.file) as file:
+                return shape_of(file)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"unreadable: {type(error).__name__}: {error}") from None
+
     def decode(self, item: Item) -> Decoded:
         archive = _opened(str(self.root), *_stamp(self), os.getpid())
         try:
             content = _content(archive, item.file)
         except Exception as error:  # damaged members raise almost anything
             raise InputError(f"unreadable: {type(error).__name__}: {error}") from None
-        return decode(content, self.grid, self.channels, self.fit, self.enlarge)
+        size = item.size or self.grid
+        return decode(content, size, self.channels, self.fit, self.enlarge)
 
 
 def _stamp(config: ZipConfig) -> tuple[int, int]:
@@ -217,7 +231,7 @@ def _captions(index: dict[str, Any], files: set[str], name: str) -> dict[str, tu
                              f"in the archive; pack it again")  # fmt: skip
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"{name}: {INDEX}: the captions of {file} are no list of texts")
-    return {file: tuple(texts) for file, texts in captions.items()}
+    return {file: cleaned(texts) for file, texts in captions.items()}
 
 
 def is_archive(path: str) -> bool:

@@ -50,14 +50,21 @@ def decoded(
     image = found.image
     h, w = size
     shape = (image.height, image.width)
-    if (image.height < h or image.width < w) and not enlarge:
-        raise InputError(
-            f"too small: {image.height}x{image.width}, wanted {h}x{w}; data.enlarge=true takes it"
-        )
+    if not enlarge:
+        too_small(shape, size)
     image = _eight_bit(_narrowed(found), notes, channels)
     image = fitted(image, size, fit)
     x = np.asarray(image).reshape(h, w, channels).transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(x), shape, tuple(notes))
+
+
+def too_small(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    """InputError where a picture of that shape would have to be enlarged to `size`."""
+    if shape[0] < size[0] or shape[1] < size[1]:
+        raise InputError(
+            f"too small: {shape[0]}x{shape[1]}, wanted {size[0]}x{size[1]}; data.enlarge=true "
+            f"takes it"
+        )
 
 
 def adm_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,19 +1,17 @@
 """A folder of pictures: class = sub-folder, caption = a .txt beside the picture or metadata."""
 
-import csv
-import io
-import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pointillist.data.collection import Item, Listing, PicturesConfig, divide
+from pointillist.data.captions import METADATA, beside, metadata
+from pointillist.data.collection import Listing, PicturesConfig, divide
 from pointillist.data.decode import SUFFIXES, Decoded, decode
+from pointillist.data.reading import Item
 from pointillist.data.report import Refused
+from pointillist.picture_files import shape_of
 from pointillist.types import InputError, config
-
-METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 @config
@@ -29,8 +27,12 @@ class FolderConfig(PicturesConfig):
     def weigh(self, item: Item) -> int:
         return (self.root / item.file).stat().st_size
 
+    def shape(self, item: Item) -> tuple[int, int]:
+        return shape_of(self.root / item.file)
+
     def decode(self, item: Item) -> Decoded:
-        return decode(self.root / item.file, self.grid, self.channels, self.fit, self.enlarge)
+        size = item.size or self.grid
+        return decode(self.root / item.file, size, self.channels, self.fit, self.enlarge)
 
 
 def scan(config: FolderConfig) -> Listing:
@@ -45,8 +47,8 @@ def scan(config: FolderConfig) -> Listing:
             f"{', '.join(sorted(SUFFIXES))}"
             + (f" ({refused[0].file}: {refused[0].reason})" if refused else "")
         )
-    captions, missing = _metadata(root, set(files))
-    refused += missing
+    captions, untold = metadata(root, files)
+    refused += untold
     split_of, given = divide(files, config.test_share, refused)
     files = list(split_of)
     # A folder that holds `train` alone is that split; beside others, "train" is a class.
@@ -68,7 +70,7 @@ def scan(config: FolderConfig) -> Listing:
         parent = parents[file]
         label = -1 if parent is None else number[parent]
         try:
-            own = captions.get(file) or _beside(root / file)
+            own = captions.get(file) or beside(root / file)
         except InputError as error:
             refused.append(Refused(Path(file).with_suffix(".txt").as_posix(), str(error)))
             own = ()
@@ -110,63 +112,3 @@ def _pictures(root: Path) -> tuple[list[str], list[Refused], Counter[str]]:
 def _shown(name: str) -> str:
     """A file name in UTF-8, with what is not written as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _beside(path: Path) -> tuple[str, ...]:
-    """Captions in the .txt of the same name, one a line."""
-    try:
-        text = path.with_suffix(".txt").read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return ()
-    except UnicodeDecodeError:
-        raise InputError("caption: it is not UTF-8") from None
-    except OSError as error:
-        raise InputError(f"caption: {error.strerror}") from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _metadata(root: Path, files: set[str]) -> tuple[dict[str, tuple[str, ...]], list[Refused]]:
-    """Captions by file from metadata.jsonl or metadata.csv, and named files that are not there."""
-    captions: dict[str, tuple[str, ...]] = {}
-    missing = []
-    for path in (root / name for name in METADATA):
-        if not path.is_file():
-            continue
-        for number, row in _table(path):
-            file = row.get("file_name")
-            if not isinstance(file, str):
-                raise InputError(f"{path}, line {number} has no file_name; each row names a file")
-            file = Path(file).as_posix()
-            text = row.get("text") or row.get("caption") or ()
-            several = (text,) if isinstance(text, str) else text
-            if not isinstance(several, (list, tuple)):
-                raise InputError(f"{path}, line {number}: text is {text!r}; give a string or list")
-            captions[file] = tuple(str(one).strip() for one in several if str(one).strip())
-            if file not in files:
-                missing.append(Refused(file, f"missing: named by {path.name}, but not there"))
-    return captions, missing
-
-
-def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            return [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object; one a line is read")
-        rows.append((number, row))
-    return rows

@@ -67,6 +67,11 @@ class LatentConfig:
     def __post_init__(self) -> None:
         if self.tile < 0:
             raise InputError(f"data.tile is {self.tile}; it is an edge in pixels, or 0 for none")
+        if getattr(self.of, "buckets", None) is not None:
+            raise InputError(
+                "data.of.buckets is set, but latents of a set have one size; set "
+                "data.of.buckets=null"
+            )
         if not self.identity:
             return
         for field in dataclasses.fields(self):

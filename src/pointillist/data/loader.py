@@ -1,7 +1,8 @@
 """Samples in their order, as batches: a function of the seed and the running sample number alone.
 
-Sample number n is place n mod N of epoch n div N, and every epoch has its own order. How many
-workers decode, or how large the batches are, changes nothing.
+Sample number n is place n mod N of epoch n div N, where N is what an epoch uses, and every epoch
+has its own order. How many workers decode changes nothing, nor, but for sets in buckets, how large
+the batches are: there a batch holds pictures of one bucket (`buckets.py`).
 """
 
 import signal
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pointillist.data.buckets import Plan, Slot
 from pointillist.data.report import Refused
-from pointillist.data.source import Rows, Source
+from pointillist.data.source import Bucketed, Rows, Source
 from pointillist.draws import Draw, permutation
 from pointillist.types import Batch, InputError, Spec
 
@@ -63,31 +65,55 @@ def to_batch(rows: Rows, numbers: Tensor, spec: Spec, seed: int | None = None) -
     )  # fmt: skip
 
 
-class _Numbered(Dataset[Rows | InputError]):
-    """Rows by a range of sample numbers; a source in a worker is a copy of this one."""
+class Ranges:
+    """The batches of a set of one shape: `batch` samples each, whatever epochs they belong to."""
 
-    def __init__(self, source: Source, seed: int) -> None:
-        self.source, self.order = source, Order(seed, len(source))
+    def __init__(self, seed: int, rows: int, batch: int) -> None:
+        self.order, self.batch = Order(seed, rows), batch
+        self.rows = self.used = rows  # of the set, and of an epoch
 
-    def __getitem__(self, numbers: range) -> Rows | InputError:
+    def slots(self, start: int, stop: int, part: tuple[int, int] = (0, 1)) -> Iterator[Slot]:
+        """Batches from sample `start` on until `stop` is reached or passed; of each the i-th of n
+        equal parts, for `part` = (i, n).
+        """
+        place, share = part[0], self.batch // part[1]
+        for first in range(start, stop, self.batch):
+            numbers = range(first + place * share, first + (place + 1) * share)
+            yield Slot(first, self.batch, tuple(numbers), tuple(self.order(numbers)))
+
+    def before(self, images: int) -> int:
+        """The first sample of the batch that ends with sample `images` - 1."""
+        return images - self.batch
+
+
+def plan_of(source: Source, seed: int, batch: int) -> Plan | Ranges:
+    """Which rows make which batch of `batch` samples at most."""
+    if isinstance(source, Bucketed):
+        return Plan(source.buckets, seed, batch, source.policy)
+    return Ranges(seed, len(source), batch)
+
+
+class _Rows(Dataset[tuple[Slot, Rows | InputError]]):
+    """Rows by the slot that they fill; a source in a worker is a copy of this one."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, slot: Slot) -> tuple[Slot, Rows | InputError]:
         try:
-            order = self.order(numbers)
-            return self.source.rows(order)._replace(row=torch.tensor(order))
+            if slot.counts is None:
+                return slot, self.source.rows(slot.rows)
+            once = list(dict.fromkeys(slot.rows))
+            return slot, _taken(self.source.rows(once), [once.index(row) for row in slot.rows])
         except InputError as error:
-            return error  # raised in a worker, torch would wrap it into a traceback
+            return slot, error  # raised in a worker, torch would wrap it into a traceback
 
 
-def _ranges(start: int, stop: int, batch: int) -> Iterator[range]:
-    """Consecutive ranges of `batch` sample numbers, from `start` until `stop` is reached."""
-    for first in range(start, stop, batch):
-        yield range(first, first + batch)
-
-
-def _part(numbers: range, part: tuple[int, int]) -> range:
-    """The i-th of n equal parts of a range, for `part` = (i, n)."""
-    place, parts = part
-    size = len(numbers) // parts
-    return numbers[place * size : (place + 1) * size]
+def _taken(rows: Rows, at: list[int]) -> Rows:
+    """Some rows, by their place, as often as they are named."""
+    parts: Any = {name: v[at] for name, v in rows._asdict().items() if isinstance(v, Tensor)}
+    caption = None if rows.caption is None else tuple(rows.caption[i] for i in at)
+    return rows._replace(**parts, caption=caption)
 
 
 class _Whole:
@@ -103,13 +129,12 @@ def _leave_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _Ranges(torch.utils.data.Sampler[Any]):
-    def __init__(self, start: int, stop: int, batch: int, part: tuple[int, int]) -> None:
-        self.arguments, self.part = (start, stop, batch), part
+class _Slots(torch.utils.data.Sampler[Any]):
+    def __init__(self, plan: Plan | Ranges, *asked: Any) -> None:
+        self.plan, self.asked = plan, asked
 
-    def __iter__(self) -> Iterator[range]:
-        for numbers in _ranges(*self.arguments):
-            yield _part(numbers, self.part)
+    def __iter__(self) -> Iterator[Slot]:
+        return self.plan.slots(*self.asked)
 
 
 def batches(
@@ -125,26 +150,31 @@ def batches(
     """Whole batches of samples start, start + 1, ... until `stop` is reached or passed.
 
     Sets in memory use no workers. A run that is made longer is then the same as one that was long
-    from the beginning.
+    from the beginning. Of a set in buckets `start` is where a batch of the plan begins.
     `refused` hears of every unreadable file, and up to which sample number its batch goes.
     Of every batch comes the i-th of n equal parts, for `part` = (i, n), in which n divides `batch`.
     """
     if source.in_memory:
         workers = 0
-    loader: DataLoader[Rows | InputError] = DataLoader(
-        _Numbered(source, seed),
-        sampler=_Ranges(start, stop, batch, part),
+    plan = plan_of(source, seed, batch)
+    if isinstance(source, Bucketed) and isinstance(plan, Plan):
+        source = source.at(plan.buckets)
+    loader: DataLoader[tuple[Slot, Rows | InputError]] = DataLoader(
+        _Rows(source),
+        sampler=_Slots(plan, start, stop, part),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         collate_fn=_Whole(),
         worker_init_fn=_leave_interrupts,
     )
-    for whole, rows in zip(_ranges(start, stop, batch), loader, strict=True):
+    for slot, rows in loader:
         if isinstance(rows, InputError):
             raise rows
         if refused is not None:
             for file in rows.refused:
-                refused(file, whole.stop)
-        numbers = _part(whole, part)
-        yield to_batch(rows, torch.arange(numbers.start, numbers.stop), source.spec, seed)
+                refused(file, slot.first + slot.size)
+        rows = rows._replace(row=torch.tensor(slot.rows))
+        found = to_batch(rows, torch.tensor(slot.numbers), source.spec, seed)
+        counts = None if slot.counts is None else torch.tensor(slot.counts)
+        yield found._replace(counts=counts)

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from pointillist.data.archive import INDEX
-from pointillist.data.collection import Item, Listing, PicturesConfig, decode_all
+from pointillist.data.collection import Listing, PicturesConfig
 from pointillist.data.decode import Fit, fitted
+from pointillist.data.reading import Item, decode_all
 from pointillist.data.report import Refused
 from pointillist.engine.checkpoint import write_atomically
 from pointillist.types import InputError
@@ -59,6 +60,11 @@ def pack(
     `train` and `test`. InputError where `out` is there already, or nothing could be packed.
     """
     check_out(out)
+    if getattr(config, "buckets", None) is not None:
+        raise InputError(
+            "data.buckets is set, but a packed set has one size; set data.buckets=null, or train "
+            "on the pictures where they lie"
+        )
     splits = SPLITS if split == "both" else (split,)
     refused: list[Refused] = []
     if isinstance(config, PicturesConfig):

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pointillist.data.buckets import Epoch, Policy, Shape, first_epoch
 from pointillist.types import Spec
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what would write over a terminal
@@ -23,8 +24,9 @@ class Refused(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """unreadable, too small or outside (of both splits); missing (from the folder, though the
-        metadata name it), caption or folder, where no picture is refused.
+        """unreadable, too small, aspect ratio (far from every bucket's) or outside (of both
+        splits); missing (from the folder, though the metadata name it), caption or folder, where no
+        picture is refused.
         """
         return self.reason.partition(":")[0]
 
@@ -45,13 +47,23 @@ class Report:
     ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by ending
     shapes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (h, w) in the files
     notes: Counter[str] = field(default_factory=Counter)  # conversions: grey, CMYK, ...
+    texts: Counter[int] = field(default_factory=Counter)  # captions, by their length in characters
+    buckets: dict[str, dict[Shape, list[str]]] = field(default_factory=dict)  # files by split, size
+    policy: Policy = "repeat"  # of the buckets
+    epoch: Epoch | None = None  # the first, of a set in buckets
     text: tuple[str, ...] = ()  # what is said in place of counts of pictures
 
 
-def check(config: Any) -> Report:
-    """Walk the set behind a data configuration from end to end."""
+def check(config: Any, batch: int = 256, seed: int = 0) -> Report:
+    """Walk the set behind a data configuration from end to end.
+
+    What an epoch makes of buckets depends on the batch, and on the seed which pictures it drops.
+    """
     if hasattr(config, "examine"):
-        return config.examine()
+        report = config.examine()
+        if report.buckets.get("train"):
+            report.epoch = first_epoch(report.buckets["train"], report.policy, batch, seed)
+        return report
     sources = {split: config.open(split) for split in ("train", "test")}
     spec = sources["train"].spec
     report = Report(config.kind, spec, 0, {name: len(source) for name, source in sources.items()})
@@ -65,6 +77,7 @@ def check(config: Any) -> Report:
                 else:
                     report.classes[spec.classes[number]] += 1
         for i, captions in enumerate(source.caption or ()):
+            report.texts.update(map(len, captions))
             if not captions:
                 report.uncaptioned.append(f"{name} {i}")
     return report
@@ -80,6 +93,8 @@ def facts(report: Report) -> dict[str, Any]:
         "channels": report.spec.channels,
         "classes": {name: report.classes[name] for name in report.spec.classes},
         "captions": report.spec.captions,
+        "caption_characters": [min(report.texts), max(report.texts)] if report.texts else [],
+        "caption_count": report.texts.total(),
         "refused": [{"file": one.file, "reason": one.reason} for one in report.refused],
         "refused_by_kind": dict(Counter(one.kind for one in report.refused)),
         "unlabelled": report.unlabelled,
@@ -88,6 +103,11 @@ def facts(report: Report) -> dict[str, Any]:
         "borrowed": report.borrowed,
         "shapes": {f"{h}x{w}": n for (h, w), n in report.shapes.most_common()},
         "converted": dict(report.notes),
+        "buckets": {
+            split: {_times(size): len(some) for size, some in sorted(found.items())}
+            for split, found in report.buckets.items()
+        },
+        "epoch": None if report.epoch is None else _epoch_facts(report.epoch),
         "text": list(report.text),
     }
 
@@ -104,7 +124,10 @@ def lines(report: Report, most: int = 12) -> list[str]:
             + (f" ({counts})" if counts else "")]  # fmt: skip
     text += [f"  refused {one.file}: {one.reason}" for one in report.refused]
     used = ", ".join(f"{count} to {split}" for split, count in report.used.items())
-    text.append(f"an epoch uses {report.used['train']} ({used}), {spec.channels} x {size} each")
+    if report.epoch is None:
+        text.append(f"an epoch uses {report.used['train']} ({used}), {spec.channels} x {size} each")
+    else:
+        text += _epoch_lines(report, report.epoch, used, most)
     if report.borrowed:
         text.append(f"{report.borrowed} has no picture of its own and takes the other split's")
     if report.ignored:
@@ -127,10 +150,51 @@ def lines(report: Report, most: int = 12) -> list[str]:
     else:
         text.append("no classes")
     if spec.captions:
-        text.append(f"captioned, but for {len(report.uncaptioned)}")
+        least, longest = min(report.texts, default=0), max(report.texts, default=0)
+        text.append(f"captioned, but for {len(report.uncaptioned)}: {report.texts.total()} "
+                    f"captions of {least:,} to {longest:,} characters")  # fmt: skip
         text += [f"  uncaptioned {name}" for name in report.uncaptioned[:most]]
         if len(report.uncaptioned) > most:
             text.append(f"  and {len(report.uncaptioned) - most} more (--json names all)")
     else:
         text.append("no captions")
     return [shown(line) for line in text]
+
+
+def _epoch_lines(report: Report, epoch: Epoch, used: str, most: int) -> list[str]:
+    """What is said of a set in buckets: what an epoch uses, of which shapes, and what is uneven."""
+    text = [f"an epoch uses {epoch.used} ({used}) in {epoch.batches} batches of {epoch.batch} "
+            f"at most, data.buckets.policy {epoch.policy}"]  # fmt: skip
+    if epoch.repeats:
+        text.append(f"{epoch.repeats} places of batches are filled up with repeats, which do not "
+                    f"count")  # fmt: skip
+    if epoch.left_out:
+        text.append(f"{len(epoch.left_out)} pictures are left out of every epoch, others each "
+                    f"time; of the first (--json names all):")  # fmt: skip
+        text += [f"  left out {name}" for name in epoch.left_out[:most]]
+    for split, found in report.buckets.items():
+        counts = {size: len(some) for size, some in found.items()}
+        text.append(f"{len(counts)} buckets of {split}, height x width: {_counted(counts)}")
+    if epoch.policy == "merge" and len(epoch.counts) < len(report.buckets["train"]):
+        text.append(f"merged into {len(epoch.counts)} for batches of {epoch.batch}: "
+                    f"{_counted(epoch.counts)}")  # fmt: skip
+    if epoch.short:
+        text.append(f"uneven: {len(epoch.short)} of {len(epoch.counts)} buckets hold less than a "
+                    f"batch of {epoch.batch}: {_counted(epoch.short)}; a smaller train.batch, a "
+                    f"larger data.buckets.step or policy merge evens them")  # fmt: skip
+    return text
+
+
+def _epoch_facts(epoch: Epoch) -> dict[str, Any]:
+    told = epoch._asdict()
+    return {**told, "counts": {_times(size): n for size, n in epoch.counts.items()},
+            "left_out": list(epoch.left_out),
+            "short": {_times(size): n for size, n in epoch.short.items()}}  # fmt: skip
+
+
+def _counted(counts: dict[Shape, int]) -> str:
+    return ", ".join(f"{_times(size)} ({n})" for size, n in counts.items())
+
+
+def _times(size: Shape) -> str:
+    return f"{size[0]}x{size[1]}"

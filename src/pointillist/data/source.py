@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointillist.data.buckets import Bucket, Policy
 from pointillist.data.report import Refused
 from pointillist.types import Spec
 
@@ -38,6 +39,22 @@ class Source(Protocol):
 
     def rows(self, rows: Sequence[int]) -> Rows:
         """The rows asked for, in the order asked; raises IndexError past the end."""
+        ...
+
+
+@runtime_checkable
+class Bucketed(Source, Protocol):
+    """A set whose pictures have the sizes of their buckets; `rows` are of one bucket at a time."""
+
+    buckets: tuple[Bucket, ...]  # every row is in one of them
+    policy: Policy
+
+    def at(self, buckets: Sequence[Bucket]) -> "Bucketed":
+        """The same rows in these buckets, whose sizes are some of its own."""
+        ...
+
+    def nominal(self) -> Source:
+        """The same pictures as if there were no buckets: all of data.size."""
         ...
 
 

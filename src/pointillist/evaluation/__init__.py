@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pointillist.data.collection import nominal
 from pointillist.data.latent import pictures_of
 from pointillist.evaluation.check import check_run, enough, open_split
 from pointillist.evaluation.compare import compare
@@ -69,6 +70,6 @@ def evaluate(
     verdict = judge(trained, plan, work, shared, progress)
     found(Cell({}, verdict))
     drawn = verdict.generated is not None and plan.size in (None, trained.spec.shown[1])
-    pictures = pictures_of(trained.run.data)
+    pictures = nominal(pictures_of(trained.run.data))
     write_report(out, verdict, pictures.open("train") if drawn else None)
     return verdict.as_json()

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from pointillist.data.collection import nominal
 from pointillist.data.latent import pictures_of
 from pointillist.data.source import Source
 from pointillist.evaluation.plan import KEPT, Plan
@@ -19,7 +20,7 @@ from pointillist.types import Given, InputError, Spec
 
 def open_split(run: Run, plan: Plan) -> Source:
     """The real pictures that generated ones are held against."""
-    return pictures_of(run.data).open("train" if plan.split == "train" else "test")
+    return nominal(pictures_of(run.data)).open("train" if plan.split == "train" else "test")
 
 
 def check(trained: Trained, plan: Plan) -> None:

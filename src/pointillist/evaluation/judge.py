@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pointillist.data.collection import nominal
 from pointillist.data.latent import decoder_of
 from pointillist.engine.device import autocast
 from pointillist.engine.session import locked
@@ -111,7 +112,7 @@ def of_restored(
     found: Verdict, trained: Trained, plan: Plan, folder: Path, progress: Progress
 ) -> Verdict:
     """The verdict with what held-out pictures from a few of their pixels say."""
-    test = trained.run.data.open("test")
+    test = nominal(trained.run.data).open("test")
     protocol = {"draws": plan.draws, "share": plan.share, "data": test.spec.fingerprint}
     slow = sorted({metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"})
     where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow})
@@ -125,17 +126,17 @@ def of_restored(
 
 def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) -> Verdict:
     """The verdict with the velocity loss at every time, its interval over held-out pictures."""
-    test, objective = trained.run.data.open("test"), trained.run.objective
+    test, objective = nominal(trained.run.data).open("test"), trained.run.objective
     task = trained.run.task if metric.score == "hinted" else None
     count, parts = min(plan.count, len(test)), []
     for first in range(0, count, PORTION):
         x, label = held_out(test, min(PORTION, count - first), first=first)
-        observed = None if task is None else held_out_observed(task, x, first)
+        numbers = torch.arange(first, first + x.shape[0])
+        observed = None if task is None else held_out_observed(task, x, numbers)
         with autocast(trained.device, plan.dtype):
             parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
-                                         observed=observed, first=first))  # fmt: skip
-    squares, places = zip(*parts, strict=True)
-    rows = Errors(torch.cat(squares, 1), torch.cat(places)).losses()
+                                         observed=observed, numbers=numbers))  # fmt: skip
+    rows = Errors.joined(parts).losses()
     scores = {
         f"{metric.name}@{t:g}": bootstrap_mean(row) for t, row in zip(TIMES, rows, strict=True)
     }
