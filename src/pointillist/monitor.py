@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pointillist.data.report import Refused
 from pointillist.data.source import Source
+from pointillist.data.words import Reader, first_of, prompts_of
 from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
@@ -28,6 +29,7 @@ from pointillist.tasks import HeldOut
 from pointillist.types import InputError, Spec
 from pointillist.validation import (
     TIMES,
+    Text,
     at_places,
     held_out,
     held_out_batch,
@@ -55,16 +57,20 @@ class Borrowed:
 class Grid:
     """A sheet of pictures from fixed seeds, drawn anew at every save.
 
+    Of a run that reads captions the first of the test split's are the prompts.
     A run with hints shows three parts: held-out pixels that are known (grey elsewhere), what the
     network makes of them, and the whole pictures that they come from.
     """
 
     def __init__(
-        self, run: Run, spec: Spec, test: Source, out: Path, device: torch.device, tracks: Tracks
-    ) -> None:
+        self, run: Run, spec: Spec, test: Source, out: Path, device: torch.device, tracks: Tracks,
+        reader: Reader | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.spec, self.out, self.device = run, spec, out, device
-        self.tracks = tracks
-        self.truth = self.observed = self.label = None
+        self.tracks, self.reader = tracks, reader
+        self.truth = self.observed = self.label = self.prompt = None
+        if reader is not None:
+            self.prompt = prompts_of(test, range(run.train.grid))
         if run.train.grid and run.task.observes:
             self.truth, self.label = held_out(test, run.train.grid)
             self.observed = held_out_observed(run.task, self.truth)
@@ -73,7 +79,7 @@ class Grid:
         if not self.run.train.grid:
             return
         with Borrowed(model, ema):
-            trained = Trained(self.run, self.spec, model, self.device)
+            trained = Trained(self.run, self.spec, model, self.device, self.reader)
             x = self.hinted(trained) if self.observed is not None else self.plain(trained)
         columns = 0 if self.truth is None else self.truth.shape[0]
         save_png(contact_sheet(flat(x), columns), self.path(images))
@@ -93,7 +99,8 @@ class Grid:
 
     def ask(self, count: int, label: tuple[int, ...] | None = None) -> Ask:
         wanted = self.run.train
-        return Ask(count=count, label=label, dtype=wanted.precision, batch=min(64, wanted.at_once))
+        return Ask(count=count, label=label, dtype=wanted.precision, batch=min(64, wanted.at_once),
+                   prompt=None if self.prompt is None else self.prompt[:count])  # fmt: skip
 
     def path(self, images: int) -> Path:
         return self.out / "samples" / f"{images:09d}.png"
@@ -105,13 +112,17 @@ class Validation:
     A run with hints is asked with them as well, and judged by the pixels that are hidden.
     """
 
-    def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
-        self.run, self.count = run, run.train.validate
+    def __init__(
+        self, run: Run, test: Source, refused: Callable[[Refused], None] | None,
+        reader: Reader | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.count, self.reader = run, run.train.validate, reader
         self.asked: dict[str, HeldOut | None] = {}
         if not self.count:
             return
         batch = held_out_batch(test, self.count, refused)
         self.x, self.label = batch.x, batch.label
+        self.caption = first_of(batch.caption, batch.x.shape[0])
         placed = batch.where is not None
         if not run.task.always:
             self.asked["velocity"] = at_places(batch, None) if placed else None
@@ -122,12 +133,15 @@ class Validation:
 
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         losses: dict[str, float] = {}
+        text = None
+        if self.reader is not None and self.asked:
+            text = Text(self.reader.take(self.caption, network.device), self.caption)
         with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
             for name, observed in self.asked.items():
                 # In portions that training has shown to fit into the memory.
                 found = velocity_loss(
                     network, self.run.objective, self.x, self.label,
-                    batch=self.run.train.at_once, observed=observed,
+                    batch=self.run.train.at_once, observed=observed, text=text,
                 )  # fmt: skip
                 losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
         return losses
@@ -139,8 +153,11 @@ class Judging:
     InputError at once where they could not be: nobody wants to hear of it after the first day.
     """
 
-    def __init__(self, run: Run, spec: Spec, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, run: Run, spec: Spec, out: Path, device: torch.device, reader: Reader | None = None
+    ) -> None:
         self.run, self.spec, self.out, self.device = run, spec, out, device
+        self.reader = reader
         self.plan = plan_of(run.evaluate, dtype=run.train.precision, batch=run.train.at_once)
         if not run.evaluate.every:
             return
@@ -158,7 +175,7 @@ class Judging:
         # What an interruption leaves is used on resume; what is finished is worth nothing more.
         work = self.out / "evaluating"
         with Borrowed(model, ema):
-            trained = Trained(self.run, self.spec, model, self.device)
+            trained = Trained(self.run, self.spec, model, self.device, self.reader)
             trained.origin = Origin(self.out, images, self.run.train.ema[0])
             try:
                 found = judge(trained, self.plan, work, self.out.parent / "references").scores

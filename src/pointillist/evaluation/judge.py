@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pointillist.data.latent import decoder_of
+from pointillist.data.words import first_of
 from pointillist.engine.device import autocast
 from pointillist.engine.session import locked
 from pointillist.evaluation.check import check, enough, open_split
@@ -23,7 +24,14 @@ from pointillist.metrics.names import DENOISED, GENERATED, RESTORED, Metric, par
 from pointillist.request import Ask
 from pointillist.run import to_dict
 from pointillist.sample import Trained
-from pointillist.validation import TIMES, Errors, held_out, held_out_observed, velocity_errors
+from pointillist.validation import (
+    TIMES,
+    Errors,
+    Text,
+    held_out_batch,
+    held_out_observed,
+    velocity_errors,
+)
 from pointillist.version import made_by
 
 PORTION = 1024  # held-out pictures in memory together
@@ -129,11 +137,15 @@ def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) ->
     task = trained.run.task if metric.score == "hinted" else None
     count, parts = min(plan.count, len(test)), []
     for first in range(0, count, PORTION):
-        x, label = held_out(test, min(PORTION, count - first), first=first)
+        batch = held_out_batch(test, min(PORTION, count - first), first=first)
+        x, label, text = batch.x, batch.label, None
+        if trained.spec.words is not None:
+            captions = first_of(batch.caption, x.shape[0])
+            text = Text(trained.reader.take(captions, trained.device), captions)
         observed = None if task is None else held_out_observed(task, x, first)
         with autocast(trained.device, plan.dtype):
             parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
-                                         observed=observed, first=first))  # fmt: skip
+                                         observed=observed, first=first, text=text))  # fmt: skip
     squares, places = zip(*parts, strict=True)
     rows = Errors(torch.cat(squares, 1), torch.cat(places)).losses()
     scores = {
@@ -159,6 +171,7 @@ def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         "draws": plan.draws,
         "share": plan.share,
         "device": str(trained.device),
+        **({} if trained.spec.words is None else {"prompts": "captions of the test split"}),
         "made_by": made_by(),
     }
 
@@ -207,6 +220,8 @@ def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         **decoded_by(trained),
         "objective": run["objective"], "model": run["model"], "classes": trained.spec.classes,
         "guide": guide and {k: to_dict(guide.run)[k] for k in ("objective", "model")},
+        **({} if trained.spec.words is None else
+           {"words": dataclasses.asdict(trained.spec.words), "data": trained.spec.fingerprint}),
     }  # fmt: skip
 
 
