@@ -155,7 +155,7 @@ class Start(NamedTuple):
         return torch.cat((times.new_tensor([self.t]), times[times > self.t + 1e-9]))
 
 
-def start_of(given: Given, strength: float, spec: Spec, ask: dict[str, Any]) -> Start:
+def start_of(given: Given, strength: Any, spec: Spec, ask: dict[str, Any]) -> Start:
     """A walk that changes pictures by `strength`; InputError where it cannot be had."""
     if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= 1:
         raise InputError(f"strength is {strength!r}; it lies in (0, 1], 1 begins with noise alone")

@@ -175,7 +175,7 @@ class Trained(Answering):
         self,
         image: Any,
         prompt: Any = None,
-        strength: float = 0.6,
+        strength: Any = 0.6,
         *,
         label: Any = None,
         **ask: Any,

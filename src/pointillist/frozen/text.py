@@ -125,18 +125,23 @@ class TextEncoder:
     def _digest(self) -> str:
         """Of every weight that is used, of the tokenizer's words, and of what it makes of some."""
         words = sorted(self.tokenizer.get_vocab().items())
-        made = (self.kind, words, self.tokens(PROBES)[0])
+        made = (self.kind, words, self.tokens(PROBES, whole=True)[0])
         named = sorted(self.model.state_dict().items())
         return digest(repr(made), ((n, v) for n, v in named if not UNUSED & set(n.split("."))))
 
-    def tokens(self, captions: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """The numbers of every caption's tokens, one or more, and whether the caption was cut."""
+    def tokens(
+        self, captions: Sequence[str], whole: bool = False
+    ) -> tuple[list[list[int]], list[bool]]:
+        """The numbers of every caption's tokens, one or more, and whether the caption was cut.
+
+        `whole`: at any length.
+        """
         if not captions:
             return [], []
         with _quiet():
             found = self.tokenizer(
-                [plain(caption) for caption in captions], truncation=True, max_length=self.length,
-                padding=False,
+                [plain(caption) for caption in captions], truncation=not whole,
+                max_length=None if whole else self.length, padding=False,
             )  # fmt: skip
         cut = [bool(one.overflowing) for one in found.encodings]
         return [list(ids) or [self.nothing] for ids in found["input_ids"]], cut
