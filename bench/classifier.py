@@ -1,6 +1,6 @@
 """Does a class-conditional run draw what it is asked for? A small classifier trained on CIFAR-10.
 
-    python bench/classifier.py RUN... [--data data/cifar10] [--count 500] [--guidance W] [--dtype DTYPE]
+    python bench/classifier.py RUN... [--data DIR] [--count 500] [--guidance W] [--dtype DTYPE]
 
 The classifier sees real pictures only. Its accuracy on the real test set is printed beside the
 share of samples in which it recognises the class that was asked for; chance is 0.1.

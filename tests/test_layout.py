@@ -17,6 +17,7 @@ ROWS = [
     {"published", "run"},
     {"runfolder", "known", "snapshots", "posterior", "references"},
     {"walk", "known_points"},
+    {"answer"},
     {"convert", "sample", "validation", "describe"},
     {"evaluation"},
     {"reconstruct"},

@@ -148,7 +148,7 @@ def test_a_mistake_is_one_sentence_and_exit_2_before_anything_is_drawn(
     def walked(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture was drawn")
 
-    monkeypatch.setattr("pointillist.sample.Walk.__call__", walked)
+    monkeypatch.setattr("pointillist.answer.Walk.__call__", walked)
     before = sorted(files.rglob("*"))
     said = say(*(run if word == "RUN" else word for word in words))
     assert said.code == 2 and message in said.err

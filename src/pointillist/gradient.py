@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pointillist.data.words import Reader
 from pointillist.draws import Draw
 from pointillist.engine.device import autocast, is_out_of_memory
 from pointillist.engine.optim import moments
@@ -19,6 +20,7 @@ from pointillist.losses.bound import bound_of
 from pointillist.models import Network
 from pointillist.resolution import coarsen, moved
 from pointillist.run import Run
+from pointillist.tasks import said
 from pointillist.types import Batch, Given, InputError, Prediction
 
 
@@ -28,14 +30,28 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch.part(slice(first, first + size))
 
 
-def shown(run: Run, batch: Batch, size: int, home: torch.device) -> Iterator[tuple[Batch, Given]]:
-    """The batch in portions of at most `size`, augmented, with what the task shows of each."""
+def shown(
+    run: Run, batch: Batch, size: int, home: torch.device, reader: Reader | None = None,
+    device: torch.device | None = None,
+) -> Iterator[tuple[Batch, Given]]:  # fmt: skip
+    """The batch in portions of at most `size`, augmented, with what the task shows of each.
+
+    With a `reader` also what one caption of each says, on `device`, where all are sent at once.
+    """
+    shelf = None
+    if reader is not None:
+        told = said(batch.caption, run.task.caption_drop, Draw(run.seed, batch.index))
+        batch = batch._replace(caption=tuple((caption,) for caption in told))
+        shelf = reader.take(told, device or home)
     for part in micro_batches(batch, size):
         part = part.to(home)
         draw = Draw(run.seed, part.index)
         for some, given in run.task.parts(run.augment(part, draw), draw):
             some = run.task.places.ask(some, Draw(run.seed, some.index))
-            yield some, given._replace(where=some.where, augment=some.augment)
+            given = given._replace(where=some.where, augment=some.augment)
+            if shelf is not None and some.caption is not None:
+                given = shelf([caption for (caption,) in some.caption]).into(given)
+            yield some, given
 
 
 class Step(NamedTuple):
@@ -55,6 +71,7 @@ def backward(
     micro_batch: int = 0,
     alignment: Alignment | None = None,
     step: Step | None = None,
+    reader: Reader | None = None,
 ) -> dict[str, Tensor]:
     """What the batch adds to the gradients of the step's mean loss, and to that and its terms.
 
@@ -69,7 +86,7 @@ def backward(
     home = torch.device("cpu") if device.type == "mps" else device
     asked = rendering(run, network, first)
     for part, given in shown(
-        run, batch, micro_batch or run.train.micro_batch or batch.x.shape[0], home
+        run, batch, micro_batch or run.train.micro_batch or batch.x.shape[0], home, reader, device
     ):
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
@@ -164,10 +181,11 @@ def attempt(
     micro_batch: int = 0,
     alignment: Alignment | None = None,
     step: Step | None = None,
+    reader: Reader | None = None,
 ) -> dict[str, Tensor] | None:
     """`backward`, or None where the memory does not suffice; what the failure held is let go."""
     try:
-        return backward(run, network, batch, device, micro_batch, alignment, step)
+        return backward(run, network, batch, device, micro_batch, alignment, step, reader)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -183,6 +201,7 @@ def fitted(
     portion: int,
     alignment: Alignment | None = None,
     step: Step | None = None,
+    reader: Reader | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """`backward` in portions of at most `portion` samples, and how large those may be.
 
@@ -193,7 +212,7 @@ def fitted(
     """
     size, most = portion, min(portion, batch.x.shape[0])
     while True:
-        terms = attempt(run, network, batch, device, size, alignment, step)
+        terms = attempt(run, network, batch, device, size, alignment, step, reader)
         if terms is not None and room_for_moments(optimizer):
             return terms, size
         optimizer.zero_grad(set_to_none=True)

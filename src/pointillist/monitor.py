@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pointillist.data.report import Refused
 from pointillist.data.source import Source
+from pointillist.data.words import Reader, first_of, prompts_of
 from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
@@ -29,6 +30,7 @@ from pointillist.types import Batch, InputError, Spec
 from pointillist.validation import (
     TIMES,
     Errors,
+    Text,
     at_places,
     held_out,
     held_out_batches,
@@ -56,16 +58,20 @@ class Borrowed:
 class Grid:
     """A sheet of pictures from fixed seeds, drawn anew at every save.
 
+    Of a run that reads captions the first of the test split's are the prompts.
     A run with hints shows three parts: held-out pixels that are known (grey elsewhere), what the
     network makes of them, and the whole pictures that they come from.
     """
 
     def __init__(
-        self, run: Run, spec: Spec, test: Source, out: Path, device: torch.device, tracks: Tracks
-    ) -> None:
+        self, run: Run, spec: Spec, test: Source, out: Path, device: torch.device, tracks: Tracks,
+        reader: Reader | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.spec, self.out, self.device = run, spec, out, device
-        self.tracks = tracks
-        self.truth = self.observed = self.label = None
+        self.tracks, self.reader = tracks, reader
+        self.truth = self.observed = self.label = self.prompt = None
+        if reader is not None:
+            self.prompt = prompts_of(test, range(run.train.grid))
         if run.train.grid and run.task.observes:
             self.truth, self.label = held_out(test, run.train.grid)
             self.observed = held_out_observed(run.task, self.truth)
@@ -74,7 +80,7 @@ class Grid:
         if not self.run.train.grid:
             return
         with Borrowed(model, ema):
-            trained = Trained(self.run, self.spec, model, self.device)
+            trained = Trained(self.run, self.spec, model, self.device, self.reader)
             x = self.hinted(trained) if self.observed is not None else self.plain(trained)
         columns = 0 if self.truth is None else self.truth.shape[0]
         save_png(contact_sheet(flat(x), columns), self.path(images))
@@ -94,7 +100,8 @@ class Grid:
 
     def ask(self, count: int, label: tuple[int, ...] | None = None) -> Ask:
         wanted = self.run.train
-        return Ask(count=count, label=label, dtype=wanted.precision, batch=min(64, wanted.at_once))
+        return Ask(count=count, label=label, dtype=wanted.precision, batch=min(64, wanted.at_once),
+                   prompt=None if self.prompt is None else self.prompt[:count])  # fmt: skip
 
     def path(self, images: int) -> Path:
         return self.out / "samples" / f"{images:09d}.png"
@@ -107,8 +114,11 @@ class Validation:
     A run with hints is asked with them as well, and judged by the pixels that are hidden.
     """
 
-    def __init__(self, run: Run, test: Source, refused: Callable[[Refused], None] | None) -> None:
-        self.run = run
+    def __init__(
+        self, run: Run, test: Source, refused: Callable[[Refused], None] | None,
+        reader: Reader | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.reader = run, reader
         self.batches = (
             held_out_batches(test, run.train.validate, refused) if run.train.validate else []
         )
@@ -118,8 +128,16 @@ class Validation:
         if self.batches and run.task.observes:
             self.asked["hinted"] = [known(batch, run.task) for batch in self.batches]
 
+    def text_of(self, batch: Batch, device: torch.device) -> Text | None:
+        """What the first captions of a batch say; None where nobody reads them."""
+        if self.reader is None:
+            return None
+        captions = first_of(batch.caption, batch.x.shape[0])
+        return Text(self.reader.take(captions, device), captions)
+
     def __call__(self, model: nn.Module, network: Network, ema: EMA) -> dict[str, float]:
         losses: dict[str, float] = {}
+        texts = [self.text_of(batch, network.device) for batch in self.batches]
         with Borrowed(model, ema), autocast(network.device, self.run.train.precision):
             for name, asked in self.asked.items():
                 # In portions that training has shown to fit into the memory.
@@ -127,8 +145,9 @@ class Validation:
                     velocity_errors(
                         network, self.run.objective, batch.x, batch.label,
                         batch=self.run.train.at_once, observed=observed, numbers=batch.index,
+                        text=text,
                     )
-                    for batch, observed in zip(self.batches, asked, strict=True)
+                    for batch, observed, text in zip(self.batches, asked, texts, strict=True)
                 ]  # fmt: skip
                 found = Errors.joined(parts).losses().mean(1).tolist()
                 losses |= {f"{name}@{t:g}": v for t, v in zip(TIMES, found, strict=True)}
@@ -148,8 +167,11 @@ class Judging:
     InputError at once where they could not be: nobody wants to hear of it after the first day.
     """
 
-    def __init__(self, run: Run, spec: Spec, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, run: Run, spec: Spec, out: Path, device: torch.device, reader: Reader | None = None
+    ) -> None:
         self.run, self.spec, self.out, self.device = run, spec, out, device
+        self.reader = reader
         self.plan = plan_of(run.evaluate, dtype=run.train.precision, batch=run.train.at_once)
         if not run.evaluate.every:
             return
@@ -167,7 +189,7 @@ class Judging:
         # What an interruption leaves is used on resume; what is finished is worth nothing more.
         work = self.out / "evaluating"
         with Borrowed(model, ema):
-            trained = Trained(self.run, self.spec, model, self.device)
+            trained = Trained(self.run, self.spec, model, self.device, self.reader)
             trained.origin = Origin(self.out, images, self.run.train.ema[0])
             try:
                 found = judge(trained, self.plan, work, self.out.parent / "references").scores

@@ -48,6 +48,12 @@ def check_reference(found: GuidanceConfig, run: Run, spec: Spec, guided: bool) -
                 f"negative is {found.negative}, but a guide is given as the reference; leave "
                 f"one of them out"
             )
+    elif spec.words is not None:
+        if not found.negated and not run.task.caption_drop:
+            raise InputError(
+                f"guidance is {found.scale:g}, but the run had task.caption_drop 0 and never "
+                f"learnt the empty caption; give a negative prompt, or leave it at 1"
+            )
     elif not spec.classes:
         raise InputError(
             f"guidance is {found.scale:g}, but this model has no labels; leave it at 1"
@@ -80,6 +86,11 @@ def check_guide(ours: tuple[Run, Spec], theirs: tuple[Run, Spec], size: tuple[in
         raise InputError(
             f"the guide has {len(guide_spec.classes)} classes that are not the run's "
             f"{len(spec.classes)}; take a guide of the same data, or one without labels"
+        )
+    if guide_spec.words is not None and guide_spec.words != spec.words:
+        raise InputError(
+            "the guide reads captions by another encoder than the run; take a guide with the same, "
+            "or one that reads none"
         )
     check_sigma(guide.model, guide.objective)
     if _walk(run, size) != _walk(guide, size):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pointillist.consistent import Consistency
 from pointillist.engine.device import DTYPES
 from pointillist.guidance import GuidanceConfig, label_number
-from pointillist.types import InputError, Spec, config
+from pointillist.types import Given, InputError, Spec, config
 
 
 @config
@@ -28,7 +28,8 @@ class Ask:
     guidance: float | GuidanceConfig | None = None  # a scale, or all there is to say
     interval: tuple[float, float] | None = None
     rescale: float | None = None
-    negative: int | str | None = None
+    negative: int | str | None = None  # of a run that reads captions a prompt, else a class
+    prompt: str | tuple[str, ...] | None = None  # one for all, or one for each picture
     seed: int = 0
     batch: int = 64
     dtype: str = "float32"
@@ -56,6 +57,7 @@ def ask_of(fields: dict[str, Any]) -> Ask:
         value = kept.get(name)
         if isinstance(value, bool) or not isinstance(value, Real | GuidanceConfig | None):
             raise InputError(f"{name} is {value!r}; it must be a number")
+    kept["prompt"] = plain_prompt(kept.get("prompt"))
     return Ask(**{**kept, "label": plain_label(kept.get("label"))})
 
 
@@ -105,6 +107,73 @@ def _one_label(label: Any) -> int | str:
     if isinstance(label, bool) or not hasattr(label, "__index__"):
         raise InputError(f"label is {label!r}; a label is a whole number or the name of a class")
     return operator.index(label)
+
+
+def plain_prompt(prompt: Any) -> str | tuple[str, ...] | None:
+    """A text, or one for each picture of a list of texts; InputError for what is none of them."""
+    each = prompt if isinstance(prompt, list | tuple) else [prompt]
+    for one in each:
+        if one is not None and not isinstance(one, str):
+            raise InputError(f"prompt is {one!r}; a prompt is a text")
+    return tuple(prompt) if isinstance(prompt, list | tuple) else prompt
+
+
+def prompts_of(
+    prompt: str | tuple[str, ...] | None, count: int, spec: Spec
+) -> tuple[str, ...] | None:
+    """A prompt for each picture; None where no captions are read.
+
+    InputError where there is none but should be: of a run folder nobody knows the captions.
+    """
+    if spec.words is None:
+        if prompt is not None:
+            raise InputError(f"prompt is {_brief(prompt)}, but this run reads no captions; leave "
+                             f"it out, or take a run with text.encoder")  # fmt: skip
+        return None
+    if prompt is None:
+        raise InputError('prompt is missing, and this run draws what one says; give a text, or "" '
+                         'for nothing said')  # fmt: skip
+    each = prompt if isinstance(prompt, tuple) else (prompt,) * count
+    if len(each) != count:
+        raise InputError(f"{len(each)} prompts for {count} pictures; give one for each")
+    return each
+
+
+def _brief(prompt: str | tuple[str, ...]) -> str:
+    text = repr(prompt if isinstance(prompt, str) else list(prompt))
+    return text if len(text) <= 60 else text[:56] + " ..."
+
+
+class Start(NamedTuple):
+    """Where a walk begins that does not begin with noise: pictures, and the time that they have."""
+
+    x: Float[Tensor, "b c *space"]
+    t: float
+
+    def rest(self, times: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+        """What of a walk's times is left from there on."""
+        return torch.cat((times.new_tensor([self.t]), times[times > self.t + 1e-9]))
+
+
+def start_of(given: Given, strength: Any, spec: Spec, ask: dict[str, Any]) -> Start:
+    """A walk that changes pictures by `strength`; InputError where it cannot be had."""
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not number or not 0 < float(strength) <= 1:
+        raise InputError(f"strength is {strength!r}; it lies in (0, 1], 1 begins with noise alone")
+    if spec.code is not None or spec.placed:
+        what = "latents" if spec.code is not None else "crops of a field"
+        raise InputError(f"edit changes pictures, but the run has {what}; take a run of pixels")
+    for name in ("size", "count"):
+        if ask.get(name) is not None:
+            raise InputError(f"{name} is given, but edit takes that of the pictures; leave it out")
+    x = given.seen
+    assert x is not None and given.mask is not None
+    if not given.mask.all():
+        raise InputError("the picture has NaN; edit takes whole ones, `reconstruct` fills gaps")
+    if x.shape[1] != spec.channels:
+        raise InputError(f"the picture has {x.shape[1]} channels, the run {spec.channels}; give as "
+                         f"many")  # fmt: skip
+    return Start(x, 1 - float(strength))
 
 
 def places_of(where: Any, count: int, axes: int) -> Float[Tensor, "b k s"] | None:

@@ -23,9 +23,11 @@ from pointillist.agreement import (
     check_placed,
     check_some_places,
     check_tasks,
+    check_text,
 )
 from pointillist.augment import AugmentConfig
 from pointillist.data import Data, EmojiConfig
+from pointillist.data.words import TextConfig, worded
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.device import DeviceName
 from pointillist.engine.optim import OptimConfig
@@ -47,6 +49,7 @@ class Run:
     seed: int = 0
     device: DeviceName = "auto"
     data: Data = EmojiConfig()
+    text: TextConfig = TextConfig()
     augment: AugmentConfig = AugmentConfig()
     task: Task = GenerateConfig()
     objective: Objective = StraightConfig()
@@ -78,6 +81,10 @@ class Run:
         values = {"made_by": made_by(), **to_dict(self)}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
 
+    def promise(self) -> Spec:
+        """What the data will be, and what their captions become, told without opening either."""
+        return worded(self.text, self.data.promise())
+
     def check(self, spec: Spec) -> None:
         """Contradictions between the configuration and the data, before anything is computed."""
         check_augment(self, spec)
@@ -86,6 +93,7 @@ class Run:
         check_placed(self, spec)
         check_code(self, spec)
         check_buckets(self, spec)
+        check_text(self, spec)
         self.loss.check(spec)
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)

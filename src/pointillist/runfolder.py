@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pointillist.data.latent import check_same_code
+from pointillist.data.words import check_same_words
 from pointillist.engine import checkpoint
 from pointillist.engine.ema import EMA
 from pointillist.engine.optim import load_optimizer_state, optimizer_state
@@ -22,7 +23,8 @@ from pointillist.types import InputError, Spec
 FREE_ON_RESUME = {
     "device", "data.path", "train.workers", "train.save_every", "train.keep", "train.micro_batch",
     "train.track", "train.ema_snapshot", "train.gradient_checkpointing", "data.of.path",
-    "data.autoencoder", "data.cache", "data.device",
+    "data.autoencoder", "data.cache", "data.device", "text.encoder", "text.cache", "text.device",
+    "text.verify",
 }  # fmt: skip
 
 
@@ -107,6 +109,7 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
                 f"resume with the same value or choose another --out"
             )
     kept = read_spec(out)
+    check_same_words(run.text, kept.words, spec.words)
     if kept.code is not None and spec.code is not None:
         check_same_code(kept, spec, getattr(run.data, "autoencoder", ""))
     begun_with = kept.fingerprint

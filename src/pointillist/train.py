@@ -14,6 +14,8 @@ import torch
 from pointillist.data.latent import LatentConfig, show
 from pointillist.data.loader import batches, plan_of
 from pointillist.data.report import Refused
+from pointillist.data.words import Reader, read_all, worded
+from pointillist.data.words import show as show_captions
 from pointillist.describe import describe, refuse_too_large
 from pointillist.engine.device import free_memory, pick_device
 from pointillist.engine.ema import EMA
@@ -54,7 +56,7 @@ from pointillist.types import InputError, Spec
 Report = Callable[[dict[str, Any]], None]
 # What may differ between machines: where data and autoencoder lie.
 PLACES = {"data.path", "data.of.path", "data.cache", "data.autoencoder", "data.device",
-          "fingerprint"}  # fmt: skip
+          "fingerprint", "text.encoder", "text.cache", "text.device"}  # fmt: skip
 
 
 def train(run: Run, out: str | Path, resume: bool = False, report: Report | None = None) -> Trained:
@@ -89,22 +91,25 @@ def _train(
     # Setup.
     device = ranks.place(pick_device(run.device))
     if run.data.kind == "latent":
-        run.check(run.data.promise())  # before every picture is encoded
+        run.check(run.promise())  # before every picture is encoded
     source, test = opened(run, stop, ranks)
+    spec = worded(run.text, source.spec)
     plan = plan_of(source, run.seed, run.train.batch)
-    run.check(source.spec)
-    check_alike(run, source.spec, ranks)
+    run.check(spec)
+    check_alike(run, spec, ranks)
     last_saved = to_resume(out, ranks) if resume else None
     taught = taught_by(last_saved)
     # What is in the memory together is a rank's share at most.
     asked = min(run.train.at_once, share_of(run.train.batch, ranks))
     portion = portion_of(last_saved, asked)
     here = run if portion == run.train.at_once else in_portions(run, portion)
-    facts = describe(here, source.spec, taught)
+    facts = describe(here, spec, taught)
     refuse_too_large(here, facts, ranks.part_of(free_memory(device), device), str(device))
-    judging = Judging(here, source.spec, out, device)
+    reader = None if spec.words is None else run.text.open(device, keep=True)
+    spec = replace(spec, words=reader.words if reader else None)
+    judging = Judging(here, spec, out, device, reader)
     torch.manual_seed(run.seed)
-    model = run.model.build(source.spec).to(device)
+    model = run.model.build(spec).to(device)
     if run.train.gradient_checkpointing:
         recompute_blocks(model)
     network = Network(model)
@@ -126,14 +131,14 @@ def _train(
     if resume and ranks.leads:
         # A teacher whose digest is the one the checkpoint tells may lie elsewhere.
         known = alignment is not None and alignment.teacher is not None and taught.digest
-        check_same(run, source.spec, out, frozenset({"loss.align.teacher"} if known else ()))
+        check_same(run, spec, out, frozenset({"loss.align.teacher"} if known else ()))
     load_checkpoint(last_saved, state, model, optimizer, ema, alignment)
     if resume and ranks.leads:
         run.save(out / "run.yaml")  # what may differ, differs from here on
         log.rewind(state.images or -1)
         drop_later_snapshots(out, state.images)
     elif ranks.leads:
-        begin(run, source.spec, out)
+        begin(run, spec, out)
     tracks.begin(state.images, to_dict(run))
     if not state.images:
         for file in dict.fromkeys((*source.refused, *test.refused)):
@@ -141,14 +146,18 @@ def _train(
         if plan.used < plan.rows:
             emit({"event": "left out", "images": 0, "pictures": plan.rows - plan.used,
                   "of": plan.rows})  # fmt: skip
+    if reader is not None:
+        told_of = encoded(reader, (source, test), stop, ranks)
+        if not state.images:
+            emit({"event": "captions", "images": 0, **told_of})
     report(
         {"event": "begin", "images": state.images, "device": str(device), "ranks": ranks.count,
          "out": str(out), **facts}
     )  # fmt: skip
-    grid = Grid(here, source.spec, test, out, device, tracks)
+    grid = Grid(here, spec, test, out, device, tracks, reader)
     # The log of a run that goes on already names what was refused.
     validation = Validation(
-        here, test, None if state.images else lambda file: emit(refusal(file, 0))
+        here, test, None if state.images else lambda file: emit(refusal(file, 0)), reader
     )
 
     due = ranks.leads and state.images and saves_at(
@@ -169,7 +178,9 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, state.images + size, run.train.images)
         step = Step(state.images, size)
-        terms, fits = fitted(run, network, optimizer, batch, device, portion, alignment, step)
+        terms, fits = fitted(
+            run, network, optimizer, batch, device, portion, alignment, step, reader
+        )
         if fits < portion:
             news.append({"event": "memory", "images": state.images + size, "rank": ranks.rank,
                          "from": portion, "to": fits})  # fmt: skip
@@ -245,7 +256,7 @@ def _train(
             raise Interrupted(f"stopped at {state.images} images; saved, --resume continues")
 
     load_weights(model, ema.state(run.train.ema[0]))
-    return Trained(run, source.spec, model, device)
+    return Trained(run, spec, model, device, reader)
 
 
 def share_of(batch: int, ranks: Ranks) -> int:
@@ -282,6 +293,26 @@ def opened(run: Run, stop: StopRequest, ranks: Ranks) -> tuple[Any, Any]:
     found = both() if ranks.local == 0 else None
     ranks.meet()
     return found or both()
+
+
+def encoded(
+    reader: Reader, sources: tuple[Any, ...], stop: StopRequest, ranks: Ranks
+) -> dict[str, int]:
+    """What `read_all` tells; one process of a machine is first, the others find all encoded."""
+
+    def watch(done: int, total: int) -> None:
+        if stop.asked:
+            raise Interrupted(f"stopped at {done} of {total} captions to encode")
+        if ranks.leads:
+            show_captions(done, total)
+
+    found = read_all(reader, sources, watch) if ranks.local == 0 else None
+    if len(set(ranks.meet(digest=reader.words.digest)["digest"])) > 1:
+        raise InputError(
+            f"text.encoder {reader.text.encoder} has other weights on some ranks than on rank 0; "
+            f"give all machines the same"
+        )
+    return found or read_all(reader, sources, watch)
 
 
 def check_alike(run: Run, spec: Spec, ranks: Ranks) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pointillist.data.loader import to_batch
 from pointillist.data.report import Refused
 from pointillist.data.source import Bucketed, Source
+from pointillist.data.words import Shelf
 from pointillist.draws import Draw
 from pointillist.models import Network
 from pointillist.objective import Interpolant
@@ -103,6 +104,17 @@ def held_out_observed(
     return found
 
 
+class Text(NamedTuple):
+    """What the captions of held-out pictures say, by their numbers."""
+
+    shelf: Shelf
+    captions: Sequence[str]
+
+    def into(self, given: Given, index: Int[Tensor, " b"]) -> Given:
+        """`given` with what those of `index` say."""
+        return self.shelf([self.captions[i] for i in index.tolist()]).into(given)
+
+
 class Errors(NamedTuple):
     """Squared errors of every picture summed over the places that count, at each time."""
 
@@ -137,6 +149,7 @@ def velocity_errors(
     batch: int = 256,
     observed: HeldOut | None = None,
     numbers: Int[Tensor, " b"] | None = None,
+    text: Text | None = None,
 ) -> Errors:
     """Errors of the velocity, whose noise is fixed by the numbers of the pictures (None: from 0).
 
@@ -154,6 +167,8 @@ def velocity_errors(
             shown = (v[index].to(part.device) if isinstance(v, Tensor) else v
                      for v in observed.given)  # fmt: skip
             given = Given(*shown)._replace(label=given.label)
+        if text is not None:
+            given = text.into(given, index)
         shape, own = tuple(part.shape[1:]), index if numbers is None else numbers[index]
         eps = validation_noise(objective, own, shape, given.where).to(part.device)
         # Encoded once for all times.

@@ -3,14 +3,65 @@
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from pointillist.consistent import Consistency
+from pointillist.data.words import Shelf
 from pointillist.engine.device import autocast
-from pointillist.guidance import Field, pinned
+from pointillist.guidance import (
+    Count,
+    Field,
+    GuidanceConfig,
+    classifier_free,
+    network_field,
+    pinned,
+)
 from pointillist.known import Known
+from pointillist.models import Network, in_tiles
+from pointillist.objective import Interpolant
 from pointillist.samplers import SAMPLERS, STOCHASTIC, Noise, Watch
-from pointillist.types import Estimate, State
+from pointillist.types import Estimate, Given, State
+
+
+class Said(NamedTuple):
+    """The prompts of all pictures by their numbers, and the one that is led away from."""
+
+    shelf: Shelf
+    prompts: tuple[str, ...]
+    away: str
+
+    def into(self, given: Given, index: Int[Tensor, " b"]) -> Given:
+        """`given` with what the prompts of some say."""
+        return self.shelf([self.prompts[i] for i in index.tolist()]).into(given)
+
+    def away_into(self, given: Given, index: Int[Tensor, " b"]) -> Given:
+        """`given` with what is led away from in the place of a prompt."""
+        return self.shelf([self.away] * index.shape[0]).into(given)
+
+    def is_away(self, index: Int[Tensor, " b"]) -> bool:
+        """Whether all these prompts are what is led away from."""
+        return all(self.prompts[i] == self.away for i in index.tolist())
+
+
+class Asked(NamedTuple):
+    """A network, the path that it answers on, and what it is given."""
+
+    network: Network
+    objective: Interpolant
+    given: Given
+
+
+def guided(
+    asked: Asked, away: Asked | None, guidance: GuidanceConfig, size: tuple[int, ...], count: Count,
+    tile: float | None = None,
+) -> Field:  # fmt: skip
+    """The field of one batch, guided where there is something to lead away from."""
+    fields = [
+        network_field(in_tiles(one.network, tile), one.objective, one.given, size, count)
+        for one in (asked, away) if one is not None
+    ]  # fmt: skip
+    return fields[0] if away is None else classifier_free(fields[0], fields[1], guidance)
 
 
 class Walk(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 
 from pointillist.ablate.grid import Trial, cells_of, parse_factors
 from pointillist.ablate.report import Ablation, Measured, Result, Row, result_of, write
+from pointillist.data.words import worded
 from pointillist.describe import describe, refuse_too_large
 from pointillist.engine.checkpoint import check_writable, complete
 from pointillist.engine.device import free_memory, pick_device
@@ -131,9 +132,10 @@ def check(
     key = str((to_dict(run)["data"], split.split))
     if key not in opened:
         if run.data.kind == "latent":
-            run.check(run.data.promise())  # before every picture is encoded
+            run.check(run.promise())  # before every picture is encoded
         opened[key] = run.data.open("train").spec, len(open_split(run, split))
-    spec, available = opened[key]
+    data, available = opened[key]
+    spec = worded(run.text, data)
     run.check(spec)
     if plan is None and not run.train.validate:
         raise InputError("train.validate is 0 and no metric is asked for, so there is nothing to "

@@ -30,6 +30,8 @@ def check(trained: Trained, plan: Plan) -> None:
         asked = trained.prepare(plan.ask(1))
         label = torch.zeros(1, dtype=torch.long, device=trained.device)
         given = Given(label=label if trained.spec.classes else None)
+        if trained.spec.words is not None:
+            given = trained.reads([""]).into(given)
         if not trained.run.task.observes:
             with torch.no_grad():
                 trained.network.condition(given, asked.size)  # refuses sizes that it cannot have

@@ -1,5 +1,6 @@
 """Scores of generated pictures: features once, every score from features."""
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pointillist.data.source import Source
+from pointillist.data.words import prompts_of
 from pointillist.draws import permutation
 from pointillist.engine.device import memory_in_use
 from pointillist.engine.session import locked
@@ -57,11 +59,18 @@ class Generated(NamedTuple):
 def generate(
     trained: Trained, plan: Plan, extractor: Extractor, folder: Path, progress: Progress
 ) -> Generated:
-    """Features of pictures 0 to n - 1 of the plan, in parts that stay where they were made."""
+    """Features of pictures 0 to n - 1 of the plan, in parts that stay where they were made.
+
+    Of a run that reads captions those of the test split are the prompts, in turn.
+    """
+    test = None if trained.spec.words is None else trained.run.data.open("test")
 
     def make(first: int, number: int) -> dict[str, Tensor]:
         begun = time.perf_counter()
-        found = trained.answer(plan.ask(number), numbers=torch.arange(first, first + number))
+        ask, numbers = plan.ask(number), range(first, first + number)
+        if test is not None:
+            ask = dataclasses.replace(ask, prompt=prompts_of(test, numbers))
+        found = trained.answer(ask, numbers=torch.tensor(numbers))
         pictures, middle = levels(found.x), time.perf_counter()
         held = memory_in_use()
         features = torch.cat([extractor(some) for some in pictures.split(plan.batch)])

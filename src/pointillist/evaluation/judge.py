@@ -10,6 +10,7 @@ import torch
 
 from pointillist.data.collection import nominal
 from pointillist.data.latent import decoder_of
+from pointillist.data.words import first_of
 from pointillist.engine.device import autocast
 from pointillist.engine.session import locked
 from pointillist.evaluation.check import check, enough, open_split
@@ -24,7 +25,14 @@ from pointillist.metrics.names import DENOISED, GENERATED, RESTORED, Metric, par
 from pointillist.request import Ask
 from pointillist.run import to_dict
 from pointillist.sample import Trained
-from pointillist.validation import TIMES, Errors, held_out, held_out_observed, velocity_errors
+from pointillist.validation import (
+    TIMES,
+    Errors,
+    Text,
+    held_out_batch,
+    held_out_observed,
+    velocity_errors,
+)
 from pointillist.version import made_by
 
 PORTION = 1024  # held-out pictures in memory together
@@ -130,12 +138,18 @@ def of_denoised(found: Verdict, trained: Trained, plan: Plan, metric: Metric) ->
     task = trained.run.task if metric.score == "hinted" else None
     count, parts = min(plan.count, len(test)), []
     for first in range(0, count, PORTION):
-        x, label = held_out(test, min(PORTION, count - first), first=first)
+        batch = held_out_batch(test, min(PORTION, count - first), first=first)
+        x, label, text = batch.x, batch.label, None
+        if trained.spec.words is not None:
+            captions = first_of(batch.caption, x.shape[0])
+            text = Text(trained.reader.take(captions, trained.device), captions)
         numbers = torch.arange(first, first + x.shape[0])
         observed = None if task is None else held_out_observed(task, x, numbers)
         with autocast(trained.device, plan.dtype):
-            parts.append(velocity_errors(trained.network, objective, x, label, batch=plan.batch,
-                                         observed=observed, numbers=numbers))  # fmt: skip
+            parts.append(velocity_errors(
+                trained.network, objective, x, label, batch=plan.batch, observed=observed,
+                numbers=numbers, text=text,
+            ))  # fmt: skip
     rows = Errors.joined(parts).losses()
     scores = {
         f"{metric.name}@{t:g}": bootstrap_mean(row) for t, row in zip(TIMES, rows, strict=True)
@@ -160,6 +174,7 @@ def recipe_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         "draws": plan.draws,
         "share": plan.share,
         "device": str(trained.device),
+        **({} if trained.spec.words is None else {"prompts": "captions of the test split"}),
         "made_by": made_by(),
     }
 
@@ -208,6 +223,8 @@ def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         **decoded_by(trained),
         "objective": run["objective"], "model": run["model"], "classes": trained.spec.classes,
         "guide": guide and {k: to_dict(guide.run)[k] for k in ("objective", "model")},
+        **({} if trained.spec.words is None else
+           {"words": dataclasses.asdict(trained.spec.words), "data": trained.spec.fingerprint}),
     }  # fmt: skip
 
 

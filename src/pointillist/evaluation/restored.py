@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pointillist.data.source import Source
+from pointillist.data.words import first_of
 from pointillist.engine.device import memory_in_use
 from pointillist.evaluation.generated import Progress
 from pointillist.evaluation.parts import Parts
@@ -34,7 +35,7 @@ from pointillist.metrics.posterior import (
 )
 from pointillist.sample import Trained
 from pointillist.types import Given
-from pointillist.validation import held_out
+from pointillist.validation import held_out_batch
 
 PORTION = 25  # pictures to a part
 SHOWN = 8
@@ -58,13 +59,16 @@ def restore(
     slow = {metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"}
 
     def make(first: int, number: int) -> dict[str, Tensor]:
-        x, label = held_out(test, number, first=first)
+        batch = held_out_batch(test, number, first=first)
+        x, label = batch.x, batch.label
+        words = trained.spec.words is not None
         some = range(first, first + number)
         mask = torch.stack([protocol_mask(i, size, plan.share) for i in some])[:, None]
         begun = time.perf_counter()
         draws = trained.posterior(
             Given(seen=x, mask=mask), plan.draws,
-            None if label is None else tuple(label.tolist()), first=first, **plan.options,
+            None if label is None else tuple(label.tolist()), first=first,
+            prompt=first_of(batch.caption, number) if words else None, **plan.options,
         ).draws.clamp(-1, 1)  # fmt: skip
         cost = torch.tensor([[time.perf_counter() - begun, memory_in_use()]], dtype=torch.float64)
         seen = torch.where(mask, x, 0)

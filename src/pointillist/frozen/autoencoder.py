@@ -12,10 +12,8 @@ the same as, the answer of the whole; one tile is.
 """
 
 import functools
-import hashlib
 import importlib
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pointillist.frozen.pretrained import digest, expanded, may_be_hub_id, told, version
 from pointillist.types import InputError
 
 INSTALL = "pip install 'pointillist[latent]'"
@@ -136,7 +135,7 @@ def _ramp(length: int, tile: int, like: Tensor) -> Float[Tensor, " n"]:
 def open_autoencoder(name: str, device: torch.device) -> Autoencoder:
     """The autoencoder of that folder or hub id, loaded once; InputError where there is none."""
     name = _named(name)
-    return _open(name, _version(name), str(device))
+    return _open(name, version(name), str(device))
 
 
 def promise(name: str) -> Coding:
@@ -147,13 +146,13 @@ def promise(name: str) -> Coding:
     if name in STABLE_DIFFUSION:
         return Coding(3, 4, 8, (0.0,) * 4, (1 / 0.18215,) * 4)
     name = _named(name)
-    return _promise(name, _version(name))[1]
+    return _promise(name, version(name))[1]
 
 
 # As many as a process may need: one, and the one before it while it is replaced.
 @functools.lru_cache(2)
-def _open(name: str, version: tuple[tuple[str, int], ...], device: str) -> Autoencoder:
-    _, coding = _promise(name, version)
+def _open(name: str, files: tuple[tuple[str, int], ...], device: str) -> Autoencoder:
+    _, coding = _promise(name, files)
     with _told(name):
         model, found = _diffusers().AutoencoderKL.from_pretrained(
             name, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False,
@@ -168,7 +167,7 @@ def _open(name: str, version: tuple[tuple[str, int], ...], device: str) -> Autoe
 
 
 @functools.lru_cache(2)
-def _promise(name: str, version: tuple[tuple[str, int], ...]) -> tuple[Any, Coding]:
+def _promise(name: str, files: tuple[tuple[str, int], ...]) -> tuple[Any, Coding]:
     library = _diffusers()
     with _told(name):
         facts = library.AutoencoderKL.load_config(name)
@@ -206,11 +205,7 @@ def _digest(model: Any, coding: Coding) -> str:
     aside = ("_name_or_path", "_class_name", "_diffusers_version", "sample_size", "force_upcast")
     made = {key: str(value) for key, value in model.config.items() if key not in aside}
     text = repr(coding) + repr(sorted(made.items()))
-    found = hashlib.blake2b(text.encode(), digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().numpy().data)
-    return found.hexdigest()
+    return digest(text, sorted(model.state_dict().items()))
 
 
 def _named(name: str) -> str:
@@ -219,19 +214,13 @@ def _named(name: str) -> str:
             "data.autoencoder is not set; give the folder of an AutoencoderKL, its hub id, or "
             "identity for none"
         )
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
-    if (name[0] in "./" or name.count("/") != 1) and not Path(name).is_dir():
+    name = expanded(name)
+    if not may_be_hub_id(name) and not Path(name).is_dir():
         raise InputError(
             f"data.autoencoder {name} is not there; bring it back, or set data.autoencoder (for a "
             f"run that is trained: in its run.yaml) to where it lies"
         )
     return name
-
-
-def _version(name: str) -> tuple[tuple[str, int], ...]:
-    """A folder may change in one process; what the hub has under an id does not."""
-    folder = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
-    return tuple((str(path), path.stat().st_mtime_ns) for path in folder)
 
 
 def _diffusers() -> Any:
@@ -246,23 +235,9 @@ def _diffusers() -> Any:
     return library
 
 
-class _told:
-    """Turns what diffusers raises for a name into one sentence, and keeps its warnings back."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.warnings = name, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore")  # of arguments that it gives to the hub's library itself
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.warnings.__exit__(kind, error, trace)
-        # It names no error that it would keep to: whatever comes is about this autoencoder.
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(
-                f"data.autoencoder {self.name} cannot be loaded ({first}); give the folder of an "
-                f"AutoencoderKL with .safetensors as save_pretrained wrote it, or a hub id that "
-                f"can be reached"
-            ) from None
+def _told(name: str) -> told:
+    return told(
+        f"data.autoencoder {name}",
+        "give the folder of an AutoencoderKL with .safetensors as save_pretrained wrote it, or a "
+        "hub id that can be reached",
+    )

@@ -20,7 +20,6 @@ safetensors are opened, and no code that comes with a model is run.
 """
 
 import functools
-import hashlib
 import importlib
 import inspect
 import json
@@ -34,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pointillist.frozen.alexnet import CONVOLUTIONS, SHIPPED_SHA256, WIDTHS, shipped
+from pointillist.frozen.pretrained import digest, expanded, may_be_hub_id, told, version
 from pointillist.types import InputError
 
 Grid = tuple[int, int]
@@ -96,7 +96,7 @@ class VisionTransformer:
     """A ViT of `transformers`, by folder or hub id."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        transformers, name = _transformers(), _expanded(name)
+        transformers, name = _transformers(), expanded(name)
         config = _vision_config(name)
         self.width, self.patch = _width(name, config), _patch(name, config)
         (mean, deviation), self.name = _normalisation(name, config), name
@@ -158,12 +158,8 @@ class VisionTransformer:
 
 def _digest(model: torch.nn.Module, *more: Tensor) -> str:
     """Of every weight that is used, and of what the pictures are normalised with."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, value in [*sorted(model.state_dict().items()), *(("", value) for value in more)]:
-        if not UNUSED & set(name.split(".")):
-            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            found.update(value.cpu().contiguous().numpy().data)
-    return found.hexdigest()
+    named = [*sorted(model.state_dict().items()), *(("", value) for value in more)]
+    return digest("", ((name, v) for name, v in named if not UNUSED & set(name.split("."))))
 
 
 def load_teacher(name: str, device: torch.device) -> Teacher:
@@ -178,14 +174,12 @@ def promise(name: str) -> Promise:
     if name == "alexnet":
         parameters = sum(o * (i * kernel**2 + 1) for i, o, kernel, *_ in CONVOLUTIONS)
         return Promise(WIDTHS[-1], parameters)
-    name = _expanded(name)
-    folder = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
-    # A folder may have changed since; what the hub has under an id does not in one process.
-    return _promise(name, tuple((str(path), path.stat().st_mtime_ns) for path in folder))
+    name = expanded(name)
+    return _promise(name, version(name))
 
 
 @functools.cache
-def _promise(name: str, version: tuple[tuple[str, int], ...]) -> Promise:
+def _promise(name: str, files: tuple[tuple[str, int], ...]) -> Promise:
     transformers, config = _transformers(), _vision_config(name)
     _patch(name, config)
     _normalisation(name, config)
@@ -212,31 +206,16 @@ def _transformers() -> Any:
         ) from None
 
 
-class _told:
-    """Turns what transformers raises for a name into one sentence."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # It names no error that it would keep to: whatever comes is about this teacher.
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(
-                f"loss.align.teacher {self.name} cannot be loaded ({first}); give alexnet, the "
-                f"folder of a ViT that save_pretrained wrote, or a hub id that can be reached"
-            ) from None
-
-
-def _expanded(name: str) -> str:
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+def _told(name: str) -> told:
+    return told(
+        f"loss.align.teacher {name}",
+        "give alexnet, the folder of a ViT that save_pretrained wrote, or a hub id that can be "
+        "reached",
+    )
 
 
 def _vision_config(name: str) -> Any:
-    if not name or ((name[0] in "./~" or name.count("/") != 1) and not Path(name).is_dir()):
+    if not may_be_hub_id(name) and not (name and Path(name).is_dir()):
         raise InputError(
             f"loss.align.teacher is {name!r}, which is neither alexnet, a folder, nor a hub id; "
             f"give one of them"

@@ -6,7 +6,7 @@ from pointillist.tasks.inpaint import InpaintConfig, read_mask
 from pointillist.tasks.mixture import MixtureConfig, UpscaleConfig
 from pointillist.tasks.places import BoxConfig, EverywhereConfig, RandomConfig
 from pointillist.tasks.scatter import HintsConfig, ScatterConfig
-from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, show
+from pointillist.tasks.task import GenerateConfig, HeldOut, Masking, TaskBase, said, show
 from pointillist.types import by_kind
 
 Task = Annotated[
@@ -29,5 +29,6 @@ __all__ = [
     "TaskBase",
     "UpscaleConfig",
     "read_mask",
+    "said",
     "show",
 ]

@@ -114,8 +114,8 @@ Single = Annotated[
 class MixtureConfig(TaskBase):
     """Every sample draws one of several tasks; `weights` are their shares (none: all alike).
 
-    `label_drop` is that of all of them. Held-out pictures are shown as the first task that shows
-    anything does it.
+    `label_drop` and `caption_drop` are those of all of them. Held-out pictures are shown as the
+    first task that shows anything does it.
     """
 
     kind: Literal["mixture"] = "mixture"
@@ -129,11 +129,13 @@ class MixtureConfig(TaskBase):
                 f"task.tasks holds {len(self.tasks)} task; a mixture takes two or more"
             )
         for i, task in enumerate(self.tasks):
-            if task.label_drop != GenerateConfig().label_drop:
-                raise InputError(
-                    f"task.tasks.{i}.label_drop is {task.label_drop:g}; in a mixture set "
-                    f"task.label_drop, which is that of all tasks"
-                )
+            for name in ("label_drop", "caption_drop"):
+                value = getattr(task, name)
+                if value != getattr(GenerateConfig(), name):
+                    raise InputError(
+                        f"task.tasks.{i}.{name} is {value:g}; in a mixture set task.{name}, which "
+                        f"is that of all tasks"
+                    )
             if task.places.some:
                 raise InputError(
                     f"task.tasks.{i}.places.kind is {task.places.kind}; in a mixture set "

@@ -24,17 +24,20 @@ class HeldOut(NamedTuple):
 
 @config
 class TaskBase(ABC):
-    """The label is dropped (-1) in a share `label_drop` of the samples.
+    """The label is dropped (-1) in a share `label_drop` of the samples, and the caption ("") in a
+    share `caption_drop`.
 
-    The drop is what makes classifier-free guidance possible (Ho and Salimans 2207.12598). `places`
+    Drops are what makes classifier-free guidance possible (Ho and Salimans 2207.12598). `places`
     are those at which training asks a model on sets.
     """
 
     label_drop: float = 0.1
+    caption_drop: float = 0.1
     places: Places = EverywhereConfig()
 
     def __post_init__(self) -> None:
         in_unit("label_drop", self.label_drop)
+        in_unit("caption_drop", self.caption_drop)
 
     @abstractmethod
     def __call__(self, batch: Batch, draw: Draw) -> tuple[Batch, Given]:
@@ -208,6 +211,18 @@ def dropped(label: Tensor | None, share: float, draw: Draw) -> Tensor | None:
     if label is None or not share:
         return label
     return torch.where(draw.uniform("label drop") < share, -1, label)
+
+
+def said(captions: tuple[tuple[str, ...], ...] | None, share: float, draw: Draw) -> tuple[str, ...]:
+    """One caption of each sample's own, drawn evenly; "" in a share, and where it has none."""
+    count = draw.index.shape[0]
+    drops = (draw.uniform("caption drop") < share).tolist()
+    number = torch.tensor([len(some) for some in captions or ((),) * count])
+    which = ((draw.bits("caption").cpu() * number) >> 32).tolist()
+    return tuple(
+        "" if drop or not some else some[i]
+        for some, drop, i in zip(captions or ((),) * count, drops, which, strict=True)
+    )
 
 
 def in_unit(name: str, value: float) -> None:
