@@ -40,7 +40,7 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
     with torch.device("meta"):
         model = run.model.build(spec)
         x = torch.zeros(1, spec.channels, *spec.size)
-        given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+        given = told(spec)
         fullest = observed(given, run.task.most(spec.size), spec)
         given = observed(given, run.task.expected(spec.size), spec)
         t = torch.zeros(1)
@@ -94,6 +94,15 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         "training_bytes": states + micro * activation,
         "tokens": math.prod(getattr(model, "trained", spec.size)),
     }
+
+
+def told(spec: Spec) -> Given:
+    """What is said of a picture: its label, and the longest caption there can be."""
+    given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
+    if spec.words is None:
+        return given
+    text = torch.zeros(1, spec.words.length, spec.words.width)
+    return given._replace(text=text, pooled=text[:, 0])
 
 
 def observed(given: Given, count: int, spec: Spec) -> Given:

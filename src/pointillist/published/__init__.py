@@ -8,7 +8,17 @@ that asks for it.
 from pointillist.published.family import Family, Seen, bare, check_names, expand
 from pointillist.published.patches import DIFFIT, DIT, JIT
 from pointillist.published.pixels import PIXELDIT, PIXNERD
+from pointillist.published.text import PIXELDIT as PIXELDIT_TEXT
+from pointillist.published.text import PIXNERD as PIXNERD_TEXT
 
-FAMILIES = {"jit": JIT, "dit": DIT, "pixeldit": PIXELDIT, "pixnerd": PIXNERD, "diffit": DIFFIT}
+FAMILIES = {
+    "jit": JIT,
+    "dit": DIT,
+    "pixeldit": PIXELDIT,
+    "pixeldit_text": PIXELDIT_TEXT,
+    "pixnerd": PIXNERD,
+    "pixnerd_text": PIXNERD_TEXT,
+    "diffit": DIFFIT,
+}
 
 __all__ = ["FAMILIES", "Family", "Seen", "bare", "check_names", "expand"]

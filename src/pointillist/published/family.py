@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pointillist.foreign import WRAPPERS, Weights, shown, unwrapped
 from pointillist.layers.embed import sincos
-from pointillist.types import InputError
+from pointillist.types import InputError, Words
 
 
 class Seen(NamedTuple):
@@ -16,7 +16,7 @@ class Seen(NamedTuple):
 
     `unsaid`: fields that no weight shows, each with what is known about it; `size` is the edge of a
     picture in pixels, None where nothing tells. `recipe` are branches of the configuration that
-    hold where no preset has these weights.
+    hold where no preset has these weights. `words`: what captions are to become.
     """
 
     model: dict[str, Any]
@@ -25,6 +25,7 @@ class Seen(NamedTuple):
     classes: int
     size: int | None
     recipe: dict[str, dict[str, Any]] = {}
+    words: Words | None = None
 
 
 class Family(NamedTuple):
