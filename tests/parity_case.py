@@ -79,8 +79,9 @@ def make(config: Any, spec: Spec, weights: dict[str, torch.Tensor]) -> torch.nn.
         model = config.build(spec)
     except InputError as error:
         raise NotBuilt(str(error)) from None
-    table = weights["label.table.weight"]
-    if table.shape[0] == len(spec.classes):  # published without "no label"
+    table = weights.get("label.table.weight")
+    # Published without "no label".
+    if table is not None and table.shape[0] == len(spec.classes):
         weights["label.table.weight"] = torch.cat((table, torch.zeros(1, table.shape[1])))
     model.load_state_dict(weights)
     return model.eval()
@@ -123,11 +124,18 @@ def forward(
     x = case.io["in.x"].requires_grad_()
     label = unlabel(case.io["in.y"], model)
     given = (given or Given())._replace(label=label)
-    value = Network(model)(x, case.io["in.t"], given).value
+    match_answer(case, model, rename, Network(model)(x, case.io["in.t"], given).value, out)
+
+
+def match_answer(
+    case: Case, model: torch.nn.Module, rename: Any, value: torch.Tensor, out: str = "out"
+) -> None:
+    """An answer to `in.x`, the gradient of that, and the gradients of the parameters."""
     case.match(out, value)
     (value * case.io["cotangent"]).sum().backward()
-    assert x.grad is not None
-    case.match("grad.in.x", x.grad)
+    found = case.io["in.x"].grad
+    assert found is not None
+    case.match("grad.in.x", found)
     match_gradients(case, model, rename)
 
 

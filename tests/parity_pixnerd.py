@@ -15,6 +15,7 @@ from pointillist.models import Network, PixNerdConfig, pixnerd
 from pointillist.models.pixnerd import enlarged
 from pointillist.objective import LogitNormal, StraightConfig, Uniform, shift_times
 from pointillist.types import Given, InputError, Spec, grid_axes
+from tests import parity_text
 from tests.parity_case import (
     Case,
     Fixed,
@@ -22,6 +23,7 @@ from tests.parity_case import (
     forward,
     known,
     make,
+    match_answer,
     match_gradients,
     plain,
     unlabel,
@@ -52,8 +54,9 @@ def make_c2i(case: Case, options: dict[str, Any], size: tuple[int, ...]) -> torc
 
 
 def c2i(case: Case) -> None:
-    if "num_classes" not in case.constructor:
-        raise NotBuilt("a model of texts")
+    if "txt_embed_dim" in case.constructor:
+        parity_text.pixnerd(case)
+        return
     size = tuple(case.io["in.x"].shape[2:])
     forward(case, make_c2i(case, case.constructor, size), pixnerd.from_published)
 
@@ -273,11 +276,7 @@ def pixnerdit(case: Case) -> None:
     t = io["in.t"]
     # To enlarge a picture, its noisy state is resized bilinearly, and the field asked there.
     finer = enlarged(x, tuple(case.io["out"].shape[2:]))
-    value = Network(model).render(finer, t, coarse, t, given).value
-    case.match("out", value)
-    (value * io["cotangent"]).sum().backward()
-    case.match("grad.in.x", x.grad)
-    match_gradients(case, model, rename)
+    match_answer(case, model, rename, Network(model).render(finer, t, coarse, t, given).value)
 
 
 def loss_hints(case: Case) -> None:

@@ -19,7 +19,7 @@ from pointillist.models import DiffiTFlatConfig, DiTConfig, JiTConfig
 from pointillist.objective import DDPMConfig, StraightConfig
 from pointillist.published import FAMILIES, bare, expand
 from pointillist.run import Run, preset_names
-from pointillist.types import Given, InputError, Spec, grid_axes
+from pointillist.types import Given, InputError, Spec, Words, grid_axes
 
 from .test_parity import FOLDER, Case
 
@@ -439,17 +439,44 @@ def case(name: str) -> Case:
      ("diffit", "diffit_latent", "seed=0"), ("diffit", "diffit_latent_nosigma", "seed=0"),
      ("pixeldit", "pixeldit_c2i", "data.size=16"),
      ("pixeldit", "pixeldit_c2i_post_modulation", "data.size=16 model.pixel_place=false"),
-     ("pixnerd", "pixnerd_c2i_square", "data.size=16")],
+     ("pixnerd", "pixnerd_c2i_square", "data.size=16"),
+     ("pixeldit_text", "pixeldit_t2i", "data.size=16"),
+     ("pixnerd_text", "pixnerd_t2i", "data.size=16 model.code_span=4"),
+     ("pixnerd_text", "pixnerd_t2i_heavydecoder", "data.size=16 model.code_span=16")],
 )  # fmt: skip
 def test_published_weights_answer_as_published(family, name, override, tmp_path):
     stored = case(name)
     convert(
         family, FOLDER / name / "weights.safetensors", tmp_path / "run", tuple(override.split())
     )
-    given = Given(label=stored.io["in.y"])
+    told = stored.io["in.y"]
+    given = Given(text=told) if told.dim() == 3 else Given(label=told)
     with torch.no_grad():
         found = pt.load(tmp_path / "run").network(stored.io["in.x"], stored.io["in.t"], given)
     stored.match("out", found.value)
+
+
+def test_pixeldits_wrapper_is_taken_off(tmp_path):
+    """Published with captions it is the core of something that also holds an alignment's layers."""
+    stored, out = case("pixeldit_t2i"), tmp_path / "run"
+    wrapped = {f"core.{name}": value for name, value in stored.weights.items()}
+    wrapped["_repa_projector.0.weight"] = torch.ones(4, 4)
+    save_file(wrapped, tmp_path / "a.safetensors")
+    convert("pixeldit_text", tmp_path / "a.safetensors", out, ("data.size=16",))
+    trained = pt.load(out)
+    assert trained.run.model.attend_padding and trained.run.model.depth == 2
+    assert trained.spec.words == Words(width=16, length=8) and not trained.spec.classes
+    with torch.no_grad():
+        given = Given(text=stored.io["in.y"])
+        stored.match("out", trained.network(stored.io["in.x"], stored.io["in.t"], given).value)
+
+
+def test_what_pixnerds_decoder_is_has_to_be_said_at_other_patches_than_16():
+    stored = case("pixnerd_t2i")
+    path = stored.folder / "weights.safetensors"
+    with pytest.raises(InputError, match="give it as model.code_span= .*the heavy decoder 16"):
+        convert("pixnerd_text", path, Path("nowhere"), ("data.size=16",))
+    assert not Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("name", ["jit_sampler_heun", "jit_sampler_euler"])

@@ -30,6 +30,7 @@ from tests import (
     parity_samplers,
     parity_scan,
     parity_sfc,
+    parity_text,
 )  # fmt: skip
 from tests.parity_case import (
     CASES,
@@ -214,6 +215,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("LTH14/JiT", "Denoiser.generate"): jit_sampler,
     ("End2End-Diffusion/iREPA", "JiT (with projection heads)"): irepa_forward,
     ("gcy-hub/PixelDiT", "PixDiT"): parity_pixeldit.c2i,
+    ("gcy-hub/PixelDiT", "PixDiT_T2I"): parity_text.pixeldit,
     ("gcy-hub/PixelDiT", "FlowDPMSolverSampler"): parity_pixeldit.sampler,
     ("yashbelhe/jitmask", "JiT"): parity_pixeldit.jitmask,
     ("yashbelhe/jitmask", "Denoiser"): parity_losses.jitmask_loss,
@@ -244,7 +246,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
 }  # fmt: skip
 
 
-ACCOUNTED = ("diffit_", "pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
+ACCOUNTED = ("pixeldit_t2i", "diffit_", "pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
              "sched_ddim", "sched_ddpm", "sched_dpmpp2m")  # fmt: skip
 REQUIRED = {
     "diffit_tmsa", "diffit_latent", "diffit_latent_nosigma",
@@ -252,6 +254,8 @@ REQUIRED = {
     "pixnerd_c2i_square", "pixnerd_c2i_rect",
     "pixnerd_loss_lognorm", "pixnerd_loss_uniform_shift", "pixnerd_loss_repa",
     "pixnerd_sampler_euler", "pixnerd_sampler_adam2", "pixnerd_sampler_sde",
+    "pixnerd_t2i", "pixnerd_t2i_rect", "pixnerd_t2i_heavydecoder",
+    "pixnerd_t2i_heavydecoder_scale2", "pixeldit_t2i", "pixeldit_t2i_pixattn_norope",
     "pixnerdit_grid", "pixnerdit_grid_hints", "pixnerdit_grid_decoderscale2",
     "pixnerdit_sfc_baseline", "pixnerdit_sfc_unified", "pixnerdit_sfc_spatial",
     "pixnerdit_sfc_both", "pixnerdit_sfc_dense", "pixnerdit_sfc_decoderscale2",
@@ -269,7 +273,6 @@ REQUIRED = {
     "sched_ddim", "sched_ddim_eta_v_trailing", "sched_ddpm", "sched_ddpm_large_sample",
     "sched_dpmpp2m_eps", "sched_dpmpp2m_sde",
 }  # fmt: skip
-TEXTS = "a model of texts; PixNerd is built in its class form"
 PERCEIVER = ("the published perceiver mode fails on a keyword, and takes noisy pixels for observed "
              "ones where there is no mask; the perceiver here is another")  # fmt: skip
 GLOBAL = ("its local attention is a mean of the neighbours, then attention among all queries; the "
@@ -289,10 +292,6 @@ LEFT_OUT = {
     "asf_sampler_heun": "recorded around a network that is left out",
     "asf_sampler_ddim": "it adds noise that no drift takes away (tests/test_published_faults.py)",
     "asf_sampler_sde": "it adds noise that no drift takes away (tests/test_published_faults.py)",
-    "pixnerd_t2i": TEXTS,
-    "pixnerd_t2i_rect": TEXTS,
-    "pixnerd_t2i_heavydecoder": TEXTS,
-    "pixnerd_t2i_heavydecoder_scale2": TEXTS,
     "pixnerd_sampler_heun": "its Heun takes the slope at the end of one step for that at the begin "
                             "of the next, one evaluation a step",
     "pixnerdit_perceiver": PERCEIVER,

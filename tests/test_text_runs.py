@@ -179,7 +179,9 @@ def test_a_mixture_tells_each_of_its_tasks_the_captions_of_its_samples(made, tra
 def test_validation_reads_the_first_captions(made, trained):
     test = trained.run.data.open("test")
     with_text = Validation(trained.run, test, None, trained.reader)
-    assert with_text.caption == tuple(some[0] if some else "" for some in test.caption[:2])
+    (batch,) = with_text.batches
+    told = with_text.text_of(batch, torch.device("cpu")).captions
+    assert tuple(told) == tuple(some[0] if some else "" for some in test.caption[:2])
 
 
 # Prompts.

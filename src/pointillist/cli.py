@@ -219,7 +219,10 @@ def show(
 def convert(
     family: Annotated[
         str,
-        typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd, diffit."),
+        typer.Argument(
+            metavar="FAMILY",
+            help="Of models: jit, dit, pixeldit, pixeldit_text, pixnerd, pixnerd_text, diffit.",
+        ),
     ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
     overrides: Overrides = None,

@@ -204,9 +204,10 @@ def promise(run: Run, seen: Seen) -> Spec:
     if seen.channels not in (1, 3):
         return Spec(channels=seen.channels, axes=axes, classes=classes, unit="latent",
                     offset=(0.0,) * seen.channels, scale=(1.0,) * seen.channels,
-                    bounded=False)  # fmt: skip
+                    bounded=False, words=seen.words)  # fmt: skip
     level = (127.5,) * seen.channels
-    return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level)
+    return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level,
+                words=seen.words)  # fmt: skip
 
 
 def check_sizes(

@@ -43,8 +43,7 @@ def describe(run: Run, spec: Spec, taught: Taught | None = None) -> dict[str, An
         model = run.model.build(spec)
         check_reads(run, spec, model.takes)
         x, t = torch.zeros(1, spec.channels, *spec.size), torch.zeros(1)
-        given = Given(label=torch.zeros(1, dtype=torch.long) if spec.classes else None)
-        given = read(given, spec)
+        given = told(spec)
         given = observed(given, run.task.expected(spec.size), spec)
         alignment = build_alignment(run.loss.align, model, torch.device("meta"), taught)
     network = Network(model.train())
@@ -92,8 +91,7 @@ def kept_for_backward(
     largest = max((spec.size, *spec.buckets), key=math.prod)
     with torch.device("meta"):
         x, t = torch.zeros(batch, spec.channels, *largest), torch.zeros(batch)
-        given = Given(label=torch.zeros(batch, dtype=torch.long) if spec.classes else None)
-        given = observed(read(given, spec, batch), run.task.most(largest), spec, batch)
+        given = observed(told(spec, batch), run.task.most(largest), spec, batch)
     weights = [*model.parameters(), *(() if alignment is None else alignment.parameters())]
     scales = run.loss.gain.wanted()
     with _saved(weights) as held, _blockwise(model, held) as within, gains(scales):
@@ -121,8 +119,9 @@ def kept_for_backward(
     return whole + int(max(within.each, default=0) * keeps) + of_terms[0]
 
 
-def read(given: Given, spec: Spec, batch: int = 1) -> Given:
-    """`given` with a caption of the longest kind, where captions are read."""
+def told(spec: Spec, batch: int = 1) -> Given:
+    """What is said of so many pictures: a label, and the longest caption there can be."""
+    given = Given(label=torch.zeros(batch, dtype=torch.long) if spec.classes else None)
     if spec.words is None:
         return given
     length, width = spec.words.length, spec.words.width

@@ -12,23 +12,28 @@ from pointillist.models import Backbone, Network
 from pointillist.objective import StraightConfig
 from pointillist.samplers import SAMPLERS, time_grid
 from pointillist.tasks import GenerateConfig, HintsConfig
-from pointillist.types import Axis, Batch, Given, InputError, Spec
+from pointillist.types import Axis, Batch, Given, InputError, Spec, Words
 
 CONFIGS = get_args(get_args(Backbone)[0])
 SIZES = [(16,), (8, 12), (4, 8, 8)]
 TOY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "latents": 5, "frequencies": 8,
-       "frequency_std": 1.0, "state": 4, "multiples": (1, 2), "time_width": 32}  # fmt: skip
+       "frequency_std": 1.0, "state": 4, "multiples": (1, 2), "time_width": 32,
+       "text_depth": 1}  # fmt: skip
+WORDS = Words(width=6, length=5)
 GRIDS = [config for config in CONFIGS if hasattr(config(), "patch_size")]
 
 
 def spec_of(size: tuple[int, ...], classes: int = 3, channels: int = 2) -> Spec:
     axes = tuple(Axis(name=f"axis{i}", size=n) for i, n in enumerate(size))
-    return Spec(channels=channels, axes=axes, classes=tuple(f"c{i}" for i in range(classes)))
+    names = tuple(f"c{i}" for i in range(classes))
+    return Spec(channels=channels, axes=axes, classes=names, words=WORDS)
 
 
 def fields_of(config) -> dict[str, object]:
     """What a toy of this kind is made with."""
     more = {"context_start": 1, "context_tokens": 3} if config.__name__[0] == "J" else {}
+    if config.__name__ == "PixelDiTTextConfig":
+        more = {"pixel_attention_width": 16, "pixel_heads": 2}
     return {name: value for name, value in TOY.items() if hasattr(config(), name)} | more
 
 
@@ -47,16 +52,27 @@ def asked(size: tuple[int, ...], b: int = 3, classes: int = 3):
     draw = Draw(1, torch.arange(b))
     x = draw.normal("x", (2, *size))
     label = torch.tensor([0, -1, 2, 1][:b]) if classes else None
-    return x, draw.uniform("t"), Given(label=label)
+    return x, draw.uniform("t"), captioned(draw)._replace(label=label)
 
 
-def axes_of(config) -> tuple[int, ...]:
-    """How many axes of space a kind takes."""
+def captioned(draw: Draw) -> Given:
+    """Captions of 5, 3 and 1 tokens in turn, which some kinds read."""
+    there = torch.arange(WORDS.length) < 5 - draw.index[:, None] % 3 * 2
+    return Given(text=draw.normal("text", (WORDS.length, WORDS.width)), text_mask=there)
+
+
+def part_of(given: Given, part: slice) -> Given:
+    return Given(*(None if value is None else value[part] for value in given))
+
+
+def built(config, size: tuple[int, ...]):
+    """A toy network without numbers."""
     with torch.device("meta"):
-        return config(**fields_of(config)).build(spec_of((8, 8))).takes.axes
+        return config(**fields_of(config)).build(spec_of(size))
 
 
-PAIRS = [(c, size) for c in CONFIGS for size in SIZES if len(size) in axes_of(c)]
+PAIRS = [(c, size) for c in CONFIGS for size in SIZES
+         if len(size) in built(c, (8, 8)).takes.axes]  # fmt: skip
 every = pytest.mark.parametrize(
     ("config", "size"),
     PAIRS,
@@ -76,7 +92,8 @@ def test_a_batch_equals_its_samples_one_by_one(config, size):
     x, t, given = asked(size)
     whole = network(x, t, given).value
     for i in range(3):
-        one = network(x[i : i + 1], t[i : i + 1], Given(label=given.label[i : i + 1])).value
+        part = slice(i, i + 1)
+        one = network(x[part], t[part], part_of(given, part)).value
         torch.testing.assert_close(one[0], whole[i], rtol=1e-5, atol=1e-5)
 
 
@@ -91,8 +108,8 @@ def test_a_context_passed_equals_a_context_made_inside(config, size):
 @every
 def test_labels_matter_and_minus_one_is_a_label_of_its_own(config, size):
     network = Network(toy(config, size))
-    x, t, _ = asked(size, 1)
-    values = [network(x, t, Given(label=torch.tensor([k]))).value for k in (-1, 0, 1, 2)]
+    x, t, given = asked(size, 1)
+    values = [network(x, t, given._replace(label=torch.tensor([k]))).value for k in (-1, 0, 1, 2)]
     for a, b in itertools.combinations(values, 2):
         assert (a - b).abs().max() > 1e-4
 
@@ -133,8 +150,8 @@ def test_tapped_tokens_lie_where_their_patches_lie(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_model_without_classes_needs_no_label(config):
     network = Network(toy(config, (8, 8), classes=0))
-    x, t, _ = asked((8, 8), classes=0)
-    assert network(x, t, Given()).value.shape == x.shape
+    x, t, given = asked((8, 8), classes=0)
+    assert network(x, t, given).value.shape == x.shape
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -152,7 +169,7 @@ def test_half_micro_batches_give_the_same_gradient(config):
     def gradient(parts):
         model.zero_grad()
         for part in parts:
-            answer = Network(model)(x[part], t[part], Given(label=given.label[part])).value
+            answer = Network(model)(x[part], t[part], part_of(given, part)).value
             (answer.square().flatten(1).mean(1).sum() / 4).backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -196,6 +213,8 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
     # A model on sets has layers for what is observed, in its own body.
     task = HintsConfig(absent=0.0) if network.takes.sets else GenerateConfig()
     batch, given = task(batch, draw)
+    told = captioned(draw)
+    given = given._replace(text=told.text, text_mask=told.text_mask)
     t, eps = objective.times(draw), objective.noise(draw, (2, *size))
     xt = objective.mix(batch.x, eps, t)
     guess = objective.read(network(xt, t, given).value, xt, t)
@@ -211,8 +230,7 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
     assert x.shape == eps.shape and torch.isfinite(x).all()
     with torch.no_grad():  # picture 1 alone is what it was in the batch
         alone = Draw(0, torch.arange(1, 2))
-        second = Given(*(None if value is None else value[1:] for value in given))
-        field = network_field(network, objective, second, size)
+        field = network_field(network, objective, part_of(given, slice(1, 2)), size)
         again = SAMPLERS[sampler](
             field, objective.noise(alone, (2, *size)), time_grid(3),
             noise=lambda i: objective.noise(alone, (2, *size), f"step {i}"),
@@ -225,8 +243,8 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
 def test_tables_of_places_made_on_one_device_do_not_reach_another(config):
     with torch.device("meta"):
         model = config(**fields_of(config)).build(spec_of((8, 8)))
-        label = Given(label=torch.zeros(1, dtype=torch.long))
-        answer = Network(model)(torch.zeros(1, 2, 8, 8), torch.zeros(1), label)
+        given = Given(label=torch.zeros(1, dtype=torch.long), text=torch.zeros(1, 5, 6))
+        answer = Network(model)(torch.zeros(1, 2, 8, 8), torch.zeros(1), given)
         assert answer.value.is_meta
     x, t, given = asked((8, 8))
     assert not Network(toy(config, (8, 8)))(x, t, given).value.is_meta

@@ -1,10 +1,11 @@
 """The transformer block of adaLN-Zero with RMSNorm, which JiT and PixelDiT share."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pointillist.layers.attention import SelfAttention
+from pointillist.layers.cross_attention import Keys
 from pointillist.layers.fused import Fused
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.layers.rope import Rotation
@@ -28,10 +29,29 @@ class AdaLNBlock(nn.Module):
         self.modulation = Fused(width, 6 * width, parts=6)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], rotation: Rotation
+        self,
+        x: Float[Tensor, "b n d"],
+        c: Float[Tensor, "b d"],
+        rotation: Rotation | None,
+        beside: Keys | None = None,
+        mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, -1)
-        h = self.attention(modulated_norm(self.norm1, x, shift1, scale1), rotation)
+        """`beside`, `mask`: as in `SelfAttention`."""
+        h, rest = self.enter(x, c)
+        return self.leave(x, self.attention(h, rotation, beside, mask), rest)
+
+    def enter(
+        self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]
+    ) -> tuple[Float[Tensor, "b n d"], tuple[Tensor, ...]]:
+        """What the attention is asked, and the modulation of what follows it."""
+        shift, scale, *rest = self.modulation(c).chunk(6, -1)
+        return modulated_norm(self.norm1, x, shift, scale), tuple(rest)
+
+    def leave(
+        self, x: Float[Tensor, "b n d"], h: Float[Tensor, "b n d"], rest: tuple[Tensor, ...]
+    ) -> Float[Tensor, "b n d"]:
+        """The tokens behind the block, h being the attention's answer."""
+        gate1, shift, scale, gate2 = rest
         x = torch.addcmul(x, gate1.unsqueeze(1), h)
-        h = self.mlp(modulated_norm(self.norm2, x, shift2, scale2))
+        h = self.mlp(modulated_norm(self.norm2, x, shift, scale))
         return torch.addcmul(x, gate2.unsqueeze(1), h)

@@ -2,10 +2,11 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.cross_attention import Keys
 from pointillist.layers.dropout import Dropout
 from pointillist.layers.fused import Fused
 from pointillist.layers.norm import RMSNorm
@@ -37,32 +38,54 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        rotation: Rotation | None = None,
+        beside: Keys | None = None,
+        mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b n d"]:
+        """`beside`: keys of other tokens, which go first; `mask`: as in `attend`."""
+        q, k, v = self.split(x, rotation)
+        if beside is not None:
+            k = torch.cat((beside.k.to(k.dtype), k), 2)
+            v = torch.cat((beside.v.to(v.dtype), v), 2)
+        return self.join(attend(q, k, v, mask))
+
+    def split(
+        self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+        """Queries, keys and values of every head."""
         qkv = rearrange(self.qkv(x), "b n (three h e) -> three b h n e", three=3, h=self.heads)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = attend(q.to(v.dtype), k.to(v.dtype), v)
-        out = self.out(rearrange(mixed, "b h n e -> b n (h e)"))
-        return self.dropout(out)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def join(self, mixed: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
+        """What the heads found, as one answer a token."""
+        return self.dropout(self.out(rearrange(mixed, "b h n e -> b n (h e)")))
 
 
 def attend(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b h m e"],
     v: Float[Tensor, "b h m e"],
+    mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b h n e"]:
-    """softmax(q k^T / sqrt(e)) v.
+    """softmax(q k^T / sqrt(e)) v; `mask`: which of the first l keys are there, the rest all are.
 
     torch's fused form for bfloat16 on the CPU has a slow backward: up to 256 tokens the three plain
     steps take a quarter to four fifths of its time (`bench/layers.py`).
     """
+    if mask is not None:
+        mask = F.pad(mask, (0, k.shape[2] - mask.shape[1]), value=True)[:, None, None]
     if v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] <= 256:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
         return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def check_heads(width: int, heads: int, field: str = "model", pairs: bool = True) -> None:
@@ -74,6 +97,16 @@ def check_heads(width: int, heads: int, field: str = "model", pairs: bool = True
             f"{field}.width {width} over {heads} heads gives odd heads of {width // heads}; "
             f"rotation and position codes need pairs"
         )
+
+
+def xavier_(*roots: nn.Module) -> None:
+    """Xavier for the weight of every linear layer within, zero for its bias."""
+    for root in roots:
+        for module in root.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def zero_(*layers: nn.Module) -> None:

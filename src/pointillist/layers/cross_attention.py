@@ -20,6 +20,11 @@ class Keys(NamedTuple):
     v: Float[Tensor, "b h m e"]
 
 
+def split_keys(kv: Float[Tensor, "b m two_d"], heads: int) -> Keys:
+    """Keys and values of every head, from one projection that holds both."""
+    return Keys(*rearrange(kv, "b m (two h e) -> two b h m e", two=2, h=heads).unbind(0))
+
+
 class CrossAttention(nn.Module):
     """softmax(q k^T / sqrt(e) + bias) v over the tokens that are there.
 
@@ -35,10 +40,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def keys(self, tokens: Float[Tensor, "b m d"]) -> Keys:
-        k, v = rearrange(
-            self.kv(tokens), "b m (two h e) -> two b h m e", two=2, h=self.heads
-        ).unbind(0)  # fmt: skip
-        return Keys(k, v)
+        return split_keys(self.kv(tokens), self.heads)
 
     def forward(
         self,

@@ -20,22 +20,23 @@ def rope(
     theta: float = 1e4,
     fixed: int = 0,
     device: torch.device = CPU,
-    span: float = 0.0,
+    span: float | tuple[float, ...] = 0.0,
 ) -> Rotation:
     """Tables for a grid of tokens, preceded by `fixed` tokens that are not turned.
 
     Each axis turns its own share of the head in adjacent pairs; frequencies theta^(-2k/share).
     With a `span` the tokens of an axis lie evenly on [0, span], both ends taken, however many they
     are (PixNerd and PixelDiT: 16); without, at the steps of the trained grid (`embed.positions`).
+    Several spans are one for each axis.
     The table is kept and shared: do not write into it.
     """
     share = head_width // len(grid) // 2 * 2
     frequency = theta ** -(torch.arange(0, share, 2, dtype=torch.float64, device=CPU) / share)
-    places = (
-        [torch.linspace(0, span, n, dtype=torch.float64, device=CPU) for n in grid]
-        if span
-        else positions(grid, trained)
-    )
+    spans = span if isinstance(span, tuple) else (span,) * len(grid)
+    places = [
+        torch.linspace(0, far, n, dtype=torch.float64, device=CPU) if far else steps
+        for far, n, steps in zip(spans, grid, positions(grid, trained), strict=True)
+    ]
     mesh = torch.meshgrid(*places, indexing="ij")
     angle = torch.cat([place.flatten()[:, None] * frequency for place in mesh], -1)
     still = head_width // 2 - angle.shape[-1]

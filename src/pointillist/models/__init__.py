@@ -12,7 +12,9 @@ from pointillist.models.local import LocalConfig
 from pointillist.models.mamba import MambaConfig
 from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
+from pointillist.models.pixeldit_text import PixelDiTTextConfig
 from pointillist.models.pixnerd import PixNerdConfig
+from pointillist.models.pixnerd_text import PixNerdTextConfig
 from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
 
@@ -20,7 +22,9 @@ Backbone = Annotated[
     DiTConfig
     | JiTConfig
     | PixelDiTConfig
+    | PixelDiTTextConfig
     | PixNerdConfig
+    | PixNerdTextConfig
     | PerceiverIOConfig
     | LocalConfig
     | MambaConfig
@@ -42,6 +46,8 @@ __all__ = [
     "Network",
     "PerceiverIOConfig",
     "PixNerdConfig",
+    "PixNerdTextConfig",
     "PixelDiTConfig",
+    "PixelDiTTextConfig",
     "in_tiles",
 ]

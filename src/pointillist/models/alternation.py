@@ -17,16 +17,27 @@ def unalternate(named: dict[str, Tensor]) -> None:
             named[norm] = named[norm][order]
         for part in ("weight", "bias"):
             if (fused := f"{stem}qkv.{part}") in named:
-                named[fused] = _reorder_heads(named[fused], order)
+                named[fused] = _reorder_heads(named[fused], order, 3)
+
+
+def alternated(pairs: int, axes: int) -> list[int]:
+    """For each pair of a head in our order its number in theirs; what is left over comes last."""
+    share = pairs // axes
+    first = [axes * k + axes - 1 - axis for axis in range(axes) for k in range(share)]
+    return [*first, *range(axes * share, pairs)]
 
 
 def _order(head: int) -> Tensor:
     """Entries of a head in our order: the pairs of the rows' axis, then those of the columns'."""
-    pairs = torch.arange(head).view(-1, 2)
-    return torch.cat((pairs[1::2], pairs[0::2])).flatten()
+    return torch.arange(head).view(-1, 2)[alternated(head // 2, 2)].flatten()
 
 
-def _reorder_heads(fused: Tensor, order: Tensor) -> Tensor:
-    """The rows of q and k, head by head, in another order."""
-    parts = fused.unflatten(0, (3, -1, order.shape[0]))
-    return torch.cat((parts[:2, :, order], parts[2:])).flatten(0, 2)
+def unalternate_keys(fused: Tensor, head: int) -> Tensor:
+    """The rows of k and v, those of k in our order; heads are `head` wide."""
+    return _reorder_heads(fused, _order(head), 2)
+
+
+def _reorder_heads(fused: Tensor, order: Tensor, parts: int) -> Tensor:
+    """All rows but those of v, which are the last part, head by head in another order."""
+    rows = fused.unflatten(0, (parts, -1, order.shape[0]))
+    return torch.cat((rows[:-1, :, order], rows[-1:])).flatten(0, 2)

@@ -25,8 +25,6 @@ Code = Literal["dct", "rotary"]
 WeightNorm = Literal["both", "first", "none"]
 Cells = Float[Tensor, "k m e"]  # k patches of the whole batch, m cells each
 
-SPAN = 16.0  # of a patch, in the units of the rotary code
-
 
 # Where the cells of a patch lie, and the code of a place.
 
@@ -45,19 +43,21 @@ def places(
     return torch.stack(torch.meshgrid(*[ticks] * axes, indexing="ij"), -1).flatten(0, -2)
 
 
-def code_of(at: Float[Tensor, "m s"], code: Code, bands: int, theta: float) -> Tensor:
+def code_of(
+    at: Float[Tensor, "m s"], code: Code, bands: int, theta: float, span: float = 16.0
+) -> Tensor:
     """Features of each place, `m f`, in the precision of `at`.
 
     dct: products over the axes of cos(pi f x), f evenly from 0 to `bands`, over 1 + the product of
     their f (Eq. 12; the weight as released): bands^axes of them. rotary: the cosines alone of a
-    rotary code with bands^2/2 frequencies an axis, as in the decoder of PixNerd's text models.
-    The last axis comes first in both.
+    rotary code with bands^2/2 frequencies an axis, in which a patch reaches from 0 to `span`, as in
+    the decoders of PixNerd's text models. The last axis comes first in both.
     """
     columns = at.flip(-1)
     if code == "rotary":
         half = bands**2 // 2
         steps = torch.arange(half, dtype=at.dtype, device=at.device)
-        angle = SPAN * columns[:, None] * theta ** (-steps / half)[:, None]
+        angle = span * columns[:, None] * theta ** (-steps / half)[:, None]
         return angle.cos().flatten(1)
     f = torch.linspace(0, bands, bands, dtype=at.dtype, device=at.device)
     waves, weight = torch.ones_like(at[:, :1]), torch.ones_like(f[:1])
@@ -71,10 +71,10 @@ def code_of(at: Float[Tensor, "m s"], code: Code, bands: int, theta: float) -> T
 @functools.lru_cache(TABLES)
 def _table(
     edge: int, axes: int, coordinates: Coordinates, code: Code, bands: int, theta: float,
-    device: torch.device,
+    span: float, device: torch.device,
 ) -> Float[Tensor, "m f"]:  # fmt: skip
     """The code of a patch's own cells. It is kept and shared: do not write into it."""
-    return code_of(places(edge, axes, coordinates), code, bands, theta).float().to(device)
+    return code_of(places(edge, axes, coordinates), code, bands, theta, span).float().to(device)
 
 
 # A layer whose weights are different for every patch.
@@ -175,10 +175,11 @@ class NeuralField(nn.Module):
         code: Code,
         bands: int,
         theta: float,
+        span: float,
     ) -> None:
         super().__init__()
         self.channels, self.axes, self.coordinates = channels, axes, coordinates
-        self.code, self.bands, self.theta = code, bands, theta
+        self.code, self.bands, self.theta, self.span = code, bands, theta, span
         features = bands**axes if code == "dct" else bands**2 // 2 * axes
         self.enter = nn.Linear(channels + features, field_width)
         self.blocks = nn.ModuleList(
@@ -211,11 +212,12 @@ class NeuralField(nn.Module):
     def _places(self, edge: int, jitter: Tensor | None, device: torch.device) -> Tensor:
         if jitter is None:
             return _table(
-                edge, self.axes, self.coordinates, self.code, self.bands, self.theta, device
-            )
+                edge, self.axes, self.coordinates, self.code, self.bands, self.theta, self.span,
+                device,
+            )  # fmt: skip
         at = places(edge, self.axes, self.coordinates).float().to(device)
         step = 1 / (edge if self.coordinates == "centre" else max(edge - 1, 1))
-        return code_of(at + step * jitter, self.code, self.bands, self.theta)
+        return code_of(at + step * jitter, self.code, self.bands, self.theta, self.span)
 
     def _enter(self, cells: Tensor, code: Tensor) -> Tensor:
         """The first layer, whose share of the place is the same in every patch; in float32."""

@@ -105,6 +105,7 @@ class PixelBlock(nn.Module):
 
     With `post`, the answers are modulated instead of the questions: x += f(norm(x)) (1 + scale) +
     shift, four tensors and no gate (published against loss spikes).
+    `attention_width` and `heads` are those of a compacted block, `width` the steering patch's.
     Without `attention` the first branch is gate1 * modulate(norm(x)): no pixel sees another.
     """
 
@@ -114,6 +115,7 @@ class PixelBlock(nn.Module):
         pixel_width: int,
         cells: int,
         block_cells: int,
+        attention_width: int,
         heads: int,
         patchwise: bool,
         post: bool,
@@ -133,9 +135,9 @@ class PixelBlock(nn.Module):
         self.norm2 = RMSNorm(pixel_width)
         self.compact = self.attention = self.spread = None
         if attention:
-            self.compact = nn.Linear(block_cells * pixel_width, width)
-            self.attention = SelfAttention(width, heads, qk_norm=True, bias=bias)
-            self.spread = nn.Linear(width, block_cells * pixel_width)
+            self.compact = nn.Linear(block_cells * pixel_width, attention_width)
+            self.attention = SelfAttention(attention_width, heads, qk_norm=True, bias=bias)
+            self.spread = nn.Linear(attention_width, block_cells * pixel_width)
         self.mlp = MLP(pixel_width, int(pixel_width * mlp_ratio), exact)
 
     def forward(

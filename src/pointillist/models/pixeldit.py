@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
-from pointillist.layers.attention import check_heads, zero_
+from pointillist.layers.attention import check_heads, xavier_, zero_
 from pointillist.layers.embed import (
     AugmentEmbedding,
     LabelEmbedding,
@@ -41,13 +41,14 @@ class PixelDiTConfig:
 
     `modulation`: shift, scale and gate for every pixel, or one for all pixels of a patch.
     `compaction`: edge of the block of pixels that is one token of the pixel attention (0: the whole
-    patch). `condition_time`, `condition_silu`: the pixels are steered by SiLU(s + time), as
-    released, or without the one or the other. `pixel_attention` false leaves compaction and
-    attention out of the pixel blocks; `pixel_rope` and `pixel_place` leave out the places of blocks
-    and pixels. `rope_span`: patches lie on [0, span] at any size (0: in steps of one, as in JiT).
-    `place` adds a fixed code to the patches, `context_tokens` join the patches at block
-    `context_start`; both are JiT's. `encoder`: how observations enter the
-    patches, if they do; their values and mask then steer the pixels too.
+    patch); that attention is `pixel_attention_width` wide with `pixel_heads` (0: as the patches').
+    `condition_time`, `condition_silu`: the pixels are steered by SiLU(s + time), as released, or
+    without the one or the other. `pixel_attention` false leaves compaction and attention out of the
+    pixel blocks; `pixel_rope` and `pixel_place` leave out the places of blocks and pixels.
+    `rope_span`: patches lie on [0, span] at any size (0: in steps of one, as in JiT). `place` adds
+    a fixed code to the patches, `context_tokens` join the patches at block `context_start`; both
+    are JiT's. `encoder`: how observations enter the patches, if they do; their values and mask then
+    steer the pixels too.
     `recompute`: backward makes the pixels' modulation again instead of keeping it.
     """
 
@@ -66,6 +67,8 @@ class PixelDiTConfig:
     post_modulation: bool = False
     compaction: int = 0
     pixel_attention: bool = True
+    pixel_attention_width: int = 0
+    pixel_heads: int = 0
     pixel_rope: bool = True
     pixel_place: bool = True
     condition_time: bool = True
@@ -97,7 +100,7 @@ class PixelDiTConfig:
                 f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of width "
                 f"{self.width} or pixel_width {self.pixel_width}; raise it"
             )
-        for name in ("rope_span", "context_tokens"):
+        for name in ("rope_span", "context_tokens", "pixel_attention_width", "pixel_heads"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.context_tokens and not 0 <= self.context_start < self.depth:
@@ -110,16 +113,28 @@ class PixelDiTConfig:
                 f"model.compaction is {self.compaction}; it must divide model.patch_size "
                 f"{self.patch_size} (0: the whole patch)"
             )
-        if not self.pixel_attention and self.compaction:
+        for name in ("compaction", "pixel_attention_width", "pixel_heads"):
+            if not self.pixel_attention and getattr(self, name):
+                raise InputError(
+                    f"model.{name} is {getattr(self, name)}, but model.pixel_attention is false; "
+                    f"set it to 0"
+                )
+        width, heads = self.among_pixels
+        if width % heads or width // heads % 2:
             raise InputError(
-                f"model.compaction is {self.compaction}, but model.pixel_attention is false; "
-                f"set it to 0"
+                f"model.pixel_attention_width {width} is no even number for each of {heads} heads; "
+                f"set it or model.pixel_heads"
             )
 
     @property
     def block(self) -> int:
         """Edge of what is compacted into one token."""
         return self.compaction or self.patch_size
+
+    @property
+    def among_pixels(self) -> tuple[int, int]:
+        """Width and heads of the attention among compacted blocks."""
+        return self.pixel_attention_width or self.width, self.pixel_heads or self.heads
 
     def build(self, spec: Spec) -> "PixelDiT":
         return PixelDiT(self, spec)
@@ -137,9 +152,15 @@ class Context(NamedTuple):
     pixel_rotation: Rotation | None
     observed: Any  # the encoder's own
     pixel_hint: PixelHint | None
+    beside: Any = None  # what the text form adds
 
 
-def _mlp(c: PixelDiTConfig) -> nn.Module:
+def modulations(blocks: nn.Module) -> list[nn.Module]:
+    """The layers that make shifts, scales and gates in there."""
+    return [m for name, m in blocks.named_modules() if name.endswith("modulation")]
+
+
+def mlp_of(c: PixelDiTConfig) -> nn.Module:
     """What follows the attention of a patch block."""
     hidden = int(c.width * c.mlp_ratio)
     if c.mlp == "gelu":
@@ -166,13 +187,11 @@ class PixelDiT(nn.Module):
         self.token_place = (
             nn.Parameter(torch.empty(c.context_tokens, d)) if c.context_tokens else None
         )
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(d, c.heads, _mlp(c), bias=c.bias) for _ in range(c.depth)
-        )
+        self.blocks = self.make_blocks()
         self.pixel = nn.Linear(channels, e)
         self.pixel_blocks = nn.ModuleList(
             PixelBlock(
-                d, e, cells, c.block**axes, c.heads, patchwise=c.modulation == "patch",
+                d, e, cells, c.block**axes, *c.among_pixels, patchwise=c.modulation == "patch",
                 post=c.post_modulation, attention=c.pixel_attention, mlp_ratio=c.mlp_ratio,
                 bias=c.bias, exact=c.pixel_gelu == "exact", recompute=c.recompute,
             )
@@ -185,22 +204,30 @@ class PixelDiT(nn.Module):
         self.head = nn.Linear(e, channels)
         self.initialise()
 
+    def make_blocks(self) -> nn.ModuleList:
+        """The blocks of the patches."""
+        c = self.config
+        return nn.ModuleList(AdaLNBlock(c.width, c.heads, mlp_of(c), bias=c.bias)
+                             for _ in range(c.depth))  # fmt: skip
+
+    def step(
+        self, i: int, s: Tensor, beside: Any, steer: Tensor, rotation: Rotation
+    ) -> tuple[Float[Tensor, "b n d"], Any]:
+        """Patches behind block i, and what goes along beside them: nothing in this form."""
+        return self.blocks[i](s, steer, rotation), beside
+
     def initialise(self) -> None:
         """Xavier for linear layers, N(0, 0.02) for embeddings; zero for modulations, those of the
         pixels' hints too, and the head.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        xavier_(self)
         for embedding in (self.time.up, self.time.out):
             nn.init.normal_(embedding.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
         if self.token_place is not None:
             nn.init.normal_(self.token_place, std=0.02)
-        zero_(self.head, *(block.get_submodule("modulation") for block in self.blocks))
+        zero_(self.head, *modulations(self.blocks))
         for block in self.pixel_blocks:
             zero_(*(m for m in (block.enter, block.leave) if isinstance(m, nn.Module)))
         if self.hint_pixel is not None:
@@ -229,7 +256,8 @@ class PixelDiT(nn.Module):
             code = code.T.reshape(1, c.pixel_width, *size)
             pixel_place = pixels(code, c.patch_size, c.block)
         if c.pixel_rope and c.pixel_attention:
-            pixel_turn = self._block_rotation(size, head, device)
+            width, heads = c.among_pixels
+            pixel_turn = self._block_rotation(size, width // heads, device)
         return Context(
             label, tokens, place, turn[c.context_tokens :], turn, pixel_place, pixel_turn,
             self.encoder.condition(given, size, grid), pixel_hint,
@@ -263,12 +291,12 @@ class PixelDiT(nn.Module):
         s = self.encoder(s, steer, context.observed)
         if context.place is not None:
             s = s + context.place
-        rotation = context.rotation
-        for i, block in enumerate(self.blocks):
+        rotation, beside = context.rotation, context.beside
+        for i in range(c.depth):
             if context.tokens is not None and i == c.context_start:
                 s = torch.cat((context.tokens.expand(s.shape[0], -1, -1), s), 1)
                 rotation = context.rotation_with_tokens
-            s = block(s, steer, rotation)
+            s, beside = self.step(i, s, beside, steer, rotation)
             if i + 1 in taps:
                 hidden.append(on_grid(s, patch_grid(size, c.patch_size)))
         if context.tokens is not None:

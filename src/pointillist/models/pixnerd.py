@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
 from pointillist.layers.adaln import AdaLNBlock
-from pointillist.layers.attention import check_heads, zero_
+from pointillist.layers.attention import check_heads, xavier_, zero_
 from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, embed_given
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
+from pointillist.layers.text import Text
 from pointillist.models.alternation import unalternate
 from pointillist.models.neural_field import Code, Coordinates, NeuralField, WeightNorm
 from pointillist.types import (
@@ -44,12 +45,14 @@ class PixNerdConfig:
     `decoder_width`, `decoder_depth`, `decoder_ratio`: the field is that wide, has that many blocks,
     and each is that many times wider inside. `coordinates`: a cell lies at its centre, or, as
     published, the outer ones on the patch's border. `code`, `bands`: the features of a place
-    (`neural_field.code_of`). `weight_norm`, `final_norm`: published code without all of them exists
-    and the paper found it worse. `position_span`: patches lie on [0, span] at any size (0: in steps
-    of one). `encoder`: how observations reach the patches. `scales`: in training the patches see
-    the state at 1/r of its size, r drawn from these, and the field answers at the whole of it;
-    in a share `jitter` of the steps the rows and columns of cells in every patch are moved by up to
-    half a cell, and the picture is taken there. Both are for sizes beyond the trained one.
+    (`neural_field.code_of`); in the rotary code a patch reaches from 0 to `code_span`.
+    `weight_norm`, `final_norm`: published code without all of them exists and the paper found it
+    worse. `position_span`: patches lie on [0, span] at any size, with one span for all axes or one
+    for each (0: in steps of one; an empty list: from 0 to the number of patches in training).
+    `encoder`: how observations reach the patches. `scales`: in training the patches see the state
+    at 1/r of its size, r drawn from these, and the field answers at the whole of it; in a share
+    `jitter` of the steps the rows and columns of cells in every patch are moved by up to half a
+    cell, and the picture is taken there. Both are for sizes beyond the trained one.
     """
 
     kind: Literal["pixnerd"] = "pixnerd"
@@ -64,9 +67,10 @@ class PixNerdConfig:
     coordinates: Coordinates = "centre"
     code: Code = "dct"
     bands: int = 8
+    code_span: float = 16.0
     weight_norm: WeightNorm = "both"
     final_norm: bool = True
-    position_span: float = 16.0
+    position_span: float | tuple[float, ...] = 16.0
     theta: float = 1e4
     time_scale: float = 1.0
     max_period: float = 10.0
@@ -87,10 +91,14 @@ class PixNerdConfig:
         if self.hidden < 1:
             raise InputError(f"model.mlp_ratio is {self.mlp_ratio}, which leaves no hidden unit of "
                              f"width {self.width}; raise it")  # fmt: skip
-        if self.position_span < 0:
-            raise InputError(f"model.position_span is {self.position_span}; it must be 0 or more")
+        far = self.position_span
+        if min(far if isinstance(far, tuple) else (far,), default=0) < 0:
+            raise InputError(f"model.position_span is {far}; it must be 0 or more")
         if self.bands < 2:
             raise InputError(f"model.bands is {self.bands}; it must be 2 or more")
+        if self.code_span <= 0 or self.code == "dct" and self.code_span != 16:
+            raise InputError(f"model.code_span is {self.code_span:g}; it is above 0, and 16 unless "
+                             f"model.code is rotary")  # fmt: skip
         once = len(set(self.scales)) == len(self.scales)
         if 1 not in self.scales or min(self.scales) < 1 or not once:
             raise InputError(f"model.scales is {list(self.scales)}; give 1, at which the trained "
@@ -113,6 +121,7 @@ class Context(NamedTuple):
     label: Float[Tensor, "b d"] | None
     rotation: Rotation
     encoded: Any  # the encoder's own
+    text: Text | None = None  # what the text form adds
 
 
 class PixNerd(nn.Module):
@@ -123,6 +132,7 @@ class PixNerd(nn.Module):
         self.config, self.spec = config, spec
         c, p, d, axes = config, config.patch_size, config.width, len(spec.size)
         self.trained = patch_grid(spec.size, p)
+        self.span = span_of(c.position_span, self.trained)
         for r in c.scales:
             if any(n % r for n in self.trained):
                 shown = "x".join(map(str, spec.size))
@@ -137,26 +147,24 @@ class PixNerd(nn.Module):
         self.time = TimeEmbedding(d, c.time_scale, c.max_period)
         self.label = LabelEmbedding(len(spec.classes), d) if spec.classes else None
         self.augment = AugmentEmbedding.of(config.augment_labels, d)
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(d, c.heads, SwiGLU(d, c.hidden, bias=False), bias=False)
-            for _ in range(c.depth)
-        )
+        self.blocks = nn.ModuleList(self.make_block() for _ in range(c.depth))
         self.scale = nn.Parameter(torch.empty(d)) if max(c.scales) > 1 else None
         self.field = NeuralField(
             spec.channels, axes, d, c.decoder_width, c.decoder_depth, c.decoder_ratio,
-            c.weight_norm, c.final_norm, c.coordinates, c.code, c.bands, c.theta,
+            c.weight_norm, c.final_norm, c.coordinates, c.code, c.bands, c.theta, c.code_span,
         )  # fmt: skip
         self.initialise()
+
+    def make_block(self) -> AdaLNBlock:
+        c = self.config
+        mlp = SwiGLU(c.width, c.hidden, bias=False)
+        return AdaLNBlock(c.width, c.heads, mlp, bias=False)
 
     def initialise(self) -> None:
         """Xavier for linear layers but those that write the fields, N(0, 0.02) for embeddings;
         zero for modulations, head and scale. The encoder has the last word on its own.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        xavier_(self)
         for embedding in (self.time.up, self.time.out):
             nn.init.normal_(embedding.weight, std=0.02)
         if self.label is not None:
@@ -167,6 +175,10 @@ class PixNerd(nn.Module):
         self.field.initialise()
         self.encoder.initialise()
 
+    def beside(self, c: Float[Tensor, "b d"], context: Context) -> tuple[Any, ...]:
+        """What blocks are handed beside their own tokens and places: nothing in this form."""
+        return ()
+
     def condition(
         self, given: Given, size: tuple[int, ...], asked: tuple[int, ...] | None = None
     ) -> Context:
@@ -174,7 +186,7 @@ class PixNerd(nn.Module):
         c, device = self.config, self.patch.weight.device
         grid = patch_grid(size, c.patch_size)
         label = embed_given(self.label, self.augment, given)
-        turn = rope(grid, self.trained, c.width // c.heads, c.theta, 0, device, c.position_span)
+        turn = rope(grid, self.trained, c.width // c.heads, c.theta, 0, device, self.span)
         return Context(label, turn, self.encoder.condition(given, size, grid, asked))
 
     def forward(
@@ -213,8 +225,9 @@ class PixNerd(nn.Module):
         # Patches. The residual streams are float32 under autocast.
         s = self.patch(patchify(coarse, self.config.patch_size)).float()
         s = self.encoder(s, c, context.encoded).float()
+        beside = self.beside(c, context)
         for number, block in enumerate(self.blocks, 1):
-            s = block(s, c, context.rotation)
+            s = block(s, c, context.rotation, *beside)
             if number in taps:
                 hidden.append(on_grid(s, patch_grid(size, self.config.patch_size)))
 
@@ -230,6 +243,16 @@ class PixNerd(nn.Module):
         if guess is not None:
             guess = enlarged(guess, tuple(xt.shape[2:]))
         return Prediction(with_guess(value, guess), tuple(hidden))
+
+
+def span_of(span: float | tuple[float, ...], trained: tuple[int, ...]) -> float | tuple[float, ...]:
+    """How far the patches of all axes, or of each, reach; InputError where axes are left out."""
+    if span == ():
+        return tuple(float(n) for n in trained)
+    if isinstance(span, tuple) and len(span) != len(trained):
+        raise InputError(f"model.position_span is {list(span)}, but there are {len(trained)} axes "
+                         f"of space; give one number for each, or one for all")  # fmt: skip
+    return span
 
 
 def times_larger(xt: State, coarse: Coarse) -> int:

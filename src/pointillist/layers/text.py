@@ -1,0 +1,70 @@
+"""Captions, as features of a frozen encoder, to tokens that a network's own attend to."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pointillist.layers.attention import xavier_
+from pointillist.layers.norm import RMSNorm
+from pointillist.types import Given, InputError, Spec, Words
+
+
+class Text(NamedTuple):
+    """Tokens of the captions, and which of them are there (None: all)."""
+
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"] | None
+
+
+def words_of(spec: Spec, kind: str) -> Words:
+    """What captions become; InputError where nobody reads them."""
+    if spec.words is None:
+        raise InputError(
+            f"model.kind is {kind}, which reads captions, but these data come without an encoder "
+            f"of text; set text.encoder=minilm"
+        )
+    return spec.words
+
+
+class TextEmbedding(nn.Module):
+    """norm(W text + b) + a learnt place for each of `words.length` tokens (PixNerd, PixelDiT).
+
+    A shorter caption has the first places. Padding, where `attend_padding` is false, is hidden by
+    the mask; a network trained without a mask has to see as much of it as it was trained with.
+    """
+
+    def __init__(self, words: Words, width: int, kind: str, attend_padding: bool) -> None:
+        super().__init__()
+        self.words, self.kind, self.attend_padding = words, kind, attend_padding
+        self.project = nn.Linear(words.width, width)
+        self.norm = RMSNorm(width)
+        self.place = nn.Parameter(torch.empty(words.length, width))
+
+    def initialise(self) -> None:
+        """Xavier for the projection, N(0, 0.02) for the places."""
+        xavier_(self)
+        nn.init.normal_(self.place, std=0.02)
+
+    def forward(self, given: Given) -> Text:
+        """InputError where there is no caption, or one that the places do not hold."""
+        if given.text is None:
+            raise InputError(
+                f"model {self.kind} reads captions, and none is given; give one, be it empty"
+            )
+        text, mask = given.text, None if self.attend_padding else given.text_mask
+        _, length, width = text.shape
+        if width != self.words.width:
+            raise InputError(
+                f"captions have features of width {width}, but model {self.kind} was built for "
+                f"{self.words.width}; encode them by the encoder that it was trained with"
+            )
+        if length > self.words.length:
+            raise InputError(
+                f"captions have {length} tokens, but model {self.kind} has places for "
+                f"{self.words.length}; shorten them"
+            )
+        if mask is not None:  # whatever stands in the padding, NaN too
+            text = text.masked_fill(~mask[..., None], 0)
+        return Text(self.norm(self.project(text)) + self.place[:length], mask)
