@@ -402,6 +402,7 @@ def test_the_report_names_what_the_first_epoch_drops(root):
     text = "\n".join(lines(report))
     assert f"{len(names)} pictures are left out of every epoch" in text
     assert f"  left out {names[0]}" in text
+    assert "buckets hold less than a batch of 8, and no epoch ever uses those: 28x8" in text
 
 
 def test_the_report_says_what_is_merged(root):

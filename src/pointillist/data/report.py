@@ -179,9 +179,10 @@ def _epoch_lines(report: Report, epoch: Epoch, used: str, most: int) -> list[str
         text.append(f"merged into {len(epoch.counts)} for batches of {epoch.batch}: "
                     f"{_counted(epoch.counts)}")  # fmt: skip
     if epoch.short:
+        never = ", and no epoch ever uses those" if epoch.policy == "drop" else ""
         text.append(f"uneven: {len(epoch.short)} of {len(epoch.counts)} buckets hold less than a "
-                    f"batch of {epoch.batch}: {_counted(epoch.short)}; a smaller train.batch, a "
-                    f"larger data.buckets.step or policy merge evens them")  # fmt: skip
+                    f"batch of {epoch.batch}{never}: {_counted(epoch.short)}; a smaller batch, "
+                    f"a larger data.buckets.step or policy merge evens them")  # fmt: skip
     return text
 
 
