@@ -12,6 +12,7 @@ from pointillist.models.local import LocalConfig
 from pointillist.models.mamba import MambaConfig
 from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
+from pointillist.models.pixelhdm import PixelHDMConfig
 from pointillist.models.pixnerd import PixNerdConfig
 from pointillist.models.tiles import in_tiles
 from pointillist.types import by_kind
@@ -26,7 +27,8 @@ Backbone = Annotated[
     | MambaConfig
     | HybridConfig
     | DiffiTConfig
-    | DiffiTFlatConfig,
+    | DiffiTFlatConfig
+    | PixelHDMConfig,
     by_kind,
 ]
 
@@ -43,5 +45,6 @@ __all__ = [
     "PerceiverIOConfig",
     "PixNerdConfig",
     "PixelDiTConfig",
+    "PixelHDMConfig",
     "in_tiles",
 ]
