@@ -164,7 +164,7 @@ class Reading(nn.Module):
 
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(words)
+        self.norm = RMSNorm(words, eps=1e-12)  # small features are features too
         self.linear = nn.Linear(words, width)
 
     def initialise(self) -> None:
