@@ -296,7 +296,7 @@ LEFT_OUT = {
     "asf_sampler_heun": "recorded around a network that is left out",
     "asf_sampler_ddim": "it adds noise that no drift takes away (tests/test_published_faults.py)",
     "asf_sampler_sde": "it adds noise that no drift takes away (tests/test_published_faults.py)",
-    "pixelhdm_sampler_dpm_pp": "it multiplies the predicted picture by the coefficient of the noise, "
+    "pixelhdm_sampler_dpm_pp": "it multiplies the predicted picture by the noise's coefficient, "
                                "and diverges",
     "pixnerd_t2i": TEXTS,
     "pixnerd_t2i_rect": TEXTS,

@@ -216,8 +216,8 @@ def test_another_caption_changes_what_steers_the_pixels_by_a_tenth(size, alike):
     """At the start, for features of any size; `alike`: the cosine of both captions."""
     model = make(replace(TOY, width=64), fill=False)
     x, t, asked_for = asked()
-    common, one, two = F.normalize(torch.randn(3, 2, 24, generator=torch.Generator().manual_seed(2)),
-                                   dim=-1)  # fmt: skip
+    draw = torch.Generator().manual_seed(2)
+    common, one, two = F.normalize(torch.randn(3, 2, 24, generator=draw), dim=-1)
     pooled = [size * (alike**0.5 * common + (1 - alike) ** 0.5 * v) for v in (one, two)]
     found = [s_cond(model, x, t, asked_for._replace(pooled=p, text=size * asked_for.text))
              for p in pooled]  # fmt: skip
@@ -225,7 +225,8 @@ def test_another_caption_changes_what_steers_the_pixels_by_a_tenth(size, alike):
 
 
 GAINS = {"modulation_gain": "modulation.weight steering", "spread_gain": "spread.weight",
-         "output_gain": "head.weight", "gate_start": "modulation.bias leave.linear.bias"}  # fmt: skip
+         "output_gain": "head.weight",
+         "gate_start": "modulation.bias leave.linear.bias"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GAINS)

@@ -210,7 +210,9 @@ def show(
 def convert(
     family: Annotated[
         str,
-        typer.Argument(metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd, diffit."),
+        typer.Argument(
+            metavar="FAMILY", help="Of models: jit, dit, pixeldit, pixnerd, diffit, pixelhdm."
+        ),
     ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],
     overrides: Overrides = None,

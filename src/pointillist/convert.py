@@ -206,7 +206,8 @@ def promise(run: Run, seen: Seen) -> Spec:
                     offset=(0.0,) * seen.channels, scale=(1.0,) * seen.channels,
                     bounded=False)  # fmt: skip
     level = (127.5,) * seen.channels
-    return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level)
+    return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level,
+                captions=seen.words is not None, words=seen.words)  # fmt: skip
 
 
 def check_sizes(

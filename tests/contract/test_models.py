@@ -17,7 +17,8 @@ from pointillist.types import Axis, Batch, Given, InputError, Spec
 CONFIGS = get_args(get_args(Backbone)[0])
 SIZES = [(16,), (8, 12), (4, 8, 8)]
 TOY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "latents": 5, "frequencies": 8,
-       "frequency_std": 1.0, "state": 4, "multiples": (1, 2), "time_width": 32, "kv_heads": 1}  # fmt: skip
+       "frequency_std": 1.0, "state": 4, "multiples": (1, 2), "time_width": 32,
+       "kv_heads": 1}  # fmt: skip
 GRIDS = [config for config in CONFIGS if hasattr(config(), "patch_size")]
 
 

@@ -1,5 +1,6 @@
 """Grouped-query self-attention with gates on its answer."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from pointillist.types import InputError
 
 Gate = Literal["none", "headwise", "elementwise"]
 GateActivation = Literal["sigmoid", "silu"]
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "silu": F.silu}
 
 
 class GroupedAttention(nn.Module):
@@ -88,6 +89,4 @@ def attend_grouped(
 def check_groups(heads: int, kv_heads: int, field: str = "model") -> None:
     """InputError where keys cannot be shared out evenly among the queries."""
     if kv_heads < 1 or heads % kv_heads:
-        raise InputError(
-            f"{field}.kv_heads is {kv_heads}; it must divide {field}.heads {heads}"
-        )
+        raise InputError(f"{field}.kv_heads is {kv_heads}; it must divide {field}.heads {heads}")

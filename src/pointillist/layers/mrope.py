@@ -1,7 +1,8 @@
 """Rotations for a sequence of text and patches, over (sequence, row, column).
 
-Multimodal rotary embedding as of Lumina-Image 2.0: the head is shared out among the axes. A token of
-the text turns with its number alone, at (n, 0, 0); a patch lies at (length of the text, row, column).
+Multimodal rotary embedding as of Lumina-Image 2.0: the head is shared out among the axes. A token
+of the text turns with its number alone, at (n, 0, 0); a patch lies at (length of the text, row,
+column).
 """
 
 import functools
@@ -18,7 +19,7 @@ Rotations = Complex64[Tensor, "*_ n half"]
 
 
 def mrope_dims(head: int, axes: int) -> tuple[int, ...]:
-    """A quarter of a head for the sequence, the rest in equal shares for the axes: 16, 24, 24 of 64.
+    """A quarter of a head for the sequence, equal shares of the rest for axes: 16, 24, 24 of 64.
 
     Shares are even; what does not divide goes to the sequence.
     """
@@ -28,12 +29,13 @@ def mrope_dims(head: int, axes: int) -> tuple[int, ...]:
 
 
 def check_mrope(dims: tuple[int, ...], head: int, axes: int) -> None:
-    """InputError unless the shares are even, one for the sequence and each axis, and fill a head."""
+    """InputError unless there is an even share for the sequence and each axis, and they fill a head."""
     wrong = len(dims) != axes + 1 or any(n < 2 or n % 2 for n in dims) or sum(dims) != head
     if wrong:
         raise InputError(
-            f"model.rope_dims is {list(dims)}; give {axes + 1} even numbers of at least 2 (sequence, "
-            f"then each axis) that sum to a head's width {head}, or [] for a quarter and equal shares"
+            f"model.rope_dims is {list(dims)}; give {axes + 1} even numbers of at least 2 "
+            f"(sequence, then each axis) that sum to a head's width {head}, or [] for a quarter and "
+            f"equal shares"
         )
 
 
@@ -79,4 +81,3 @@ def mrope(
     along = torch.cat((turned[..., :-1, :], turned[..., -1:, :].expand(*lead, n, -1)), -2)
     across = torch.cat((still, patches)).expand(*lead, text + n, half)
     return torch.cat((along, across), -1)
-
