@@ -34,8 +34,8 @@ def check_mrope(dims: tuple[int, ...], head: int, axes: int) -> None:
     if wrong:
         raise InputError(
             f"model.rope_dims is {list(dims)}; give {axes + 1} even numbers of at least 2 "
-            f"(sequence, then each axis) that sum to a head's width {head}, or [] for a quarter and "
-            f"equal shares"
+            f"(sequence, then each axis) that sum to a head's width {head}, or [] for a quarter "
+            f"and equal shares"
         )
 
 

@@ -52,8 +52,8 @@ class PixelHDMConfig:
     by one for the whole patch, or as published in two factors. `pixel_place`: a fixed code of a
     pixel's place in the picture. `text_projection`: captions' features are normalised and brought
     to the model's width; without, they enter as they are. Each gain is the size of the layers it
-    names at the start, in units of Xavier's: `modulation_gain` and `output_gain` 0 make a new network
-    answer zero; gates start at `gate_start`.
+    names at the start, in units of Xavier's: `modulation_gain` and `output_gain` 0 make a new
+    network answer zero; gates start at `gate_start`.
     """
 
     kind: Literal["pixelhdm"] = "pixelhdm"

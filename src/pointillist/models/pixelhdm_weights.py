@@ -82,13 +82,14 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
             scale1, shift1, gate1, scale2, shift2, gate2 = parts.unbind(0)
             if name.startswith("blocks."):
                 one = 1.0 if name.endswith("bias") else 0.0
-                rows = (shift1, scale1 - one, gate1, shift2, scale2 - one, gate2)
-                named[name.replace("adaln.proj.1", "modulation")] = torch.cat(rows)
+                ordered = (shift1, scale1 - one, gate1, shift2, scale2 - one, gate2)
+                named[name.replace("adaln.proj.1", "modulation")] = torch.cat(ordered)
                 continue
-            for ours, rows in (
-                ("enter", (shift1, scale1)), ("leave", (gate1, shift2, scale2, gate2))
-            ):  # fmt: skip
-                named[name.replace("adaln.param_gen.1", f"steering.{ours}")] = torch.cat(rows)
+            split: dict[str, tuple[Tensor, ...]] = {
+                "enter": (shift1, scale1), "leave": (gate1, shift2, scale2, gate2)
+            }  # fmt: skip
+            for layer, rows in split.items():
+                named[name.replace("adaln.param_gen.1", f"steering.{layer}")] = torch.cat(rows)
     if "time.up.weight" in named:
         named["time.up.weight"] = torch.cat(named["time.up.weight"].chunk(2, 1)[::-1], 1)
     if "reduce.weight" in named and "pixel.weight" in named:
