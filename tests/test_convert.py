@@ -15,7 +15,7 @@ from pointillist.convert import configure, convert
 from pointillist.foreign import Foreign
 from pointillist.guidance import GuidanceConfig
 from pointillist.layers.embed import sincos
-from pointillist.models import DiffiTFlatConfig, DiTConfig, JiTConfig
+from pointillist.models import DiffiTFlatConfig, DiTConfig, JiTConfig, pixelhdm_weights
 from pointillist.objective import DDPMConfig, StraightConfig
 from pointillist.published import FAMILIES, bare, expand
 from pointillist.run import Run, preset_names
@@ -477,6 +477,33 @@ def test_what_pixnerds_decoder_is_has_to_be_said_at_other_patches_than_16():
     with pytest.raises(InputError, match="give it as model.code_span= .*the heavy decoder 16"):
         convert("pixnerd_text", path, Path("nowhere"), ("data.size=16",))
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "aliased", "one name each"])
+def test_published_weights_of_captions_answer_as_published(form, tmp_path):
+    """Each weight stands under two names there; a file may have either, or one storage for both."""
+    stored, path = case("pixelhdm_text"), tmp_path / "a.pth"
+    state = pixelhdm_weights.without_aliases(stored.weights)
+    if form == "safetensors":
+        path = FOLDER / "pixelhdm_text" / "weights.safetensors"
+    elif form == "aliased":
+        kept = {name: value for name, value in state.items() if ".qkv_proj." in name}
+        torch.save(state | {n.replace("qkv_proj.", ""): v for n, v in kept.items()}, path)
+    else:
+        short = (("qkv_proj.", ""), ("gate.proj", "gate_proj"), ("out_proj_layer.", ""))
+        for kept, alias in short:
+            state = {name.replace(kept, alias): value for name, value in state.items()}
+        torch.save(state, path)
+    convert("pixelhdm", path, tmp_path / "run", ("data.size=16",))
+    trained, io = pt.load(tmp_path / "run"), stored.io
+    assert trained.spec.words.width == trained.run.model.width == 32
+    assert trained.run.model.gate == "elementwise" and trained.run.model.kv_heads == 2
+    given = Given(text=io["in.text_embed"], text_mask=io["in.text_mask"],
+                  pooled=io["in.pooled_text_embed"])  # fmt: skip
+    with torch.no_grad():
+        found = trained.network(io["in.x_t"].movedim(-1, 1), io["in.t"], given)
+    # 1000 t is rounded otherwise there (tests/parity_pixelhdm.py).
+    stored.match("out", found.value.movedim(1, -1), 1e-4 * float(io["out"].abs().max()))
 
 
 @pytest.mark.parametrize("name", ["jit_sampler_heun", "jit_sampler_euler"])

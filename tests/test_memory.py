@@ -48,12 +48,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int]], list[in
         backward, call = gradient.backward, Network.__call__
         room = [1 << 30, 0]
 
-        def noticed(run, network, batch, device, micro_batch=0, alignment=None, step=None):
+        def noticed(run, network, batch, device, micro_batch=0, alignment=None, step=None,
+                    reader=None):  # fmt: skip
             found = [size for first, size in most.items() if step.first >= first]
             whole = batch.x.shape[0] if step is not None else 0
             room[:] = found[-1] if found else 1 << 30, whole
             asked.append(micro_batch)
-            return backward(run, network, batch, device, micro_batch, alignment, step)
+            return backward(run, network, batch, device, micro_batch, alignment, step, reader)
 
         def narrow(self, xt, *rest, **more):
             room[1] -= xt.shape[0]

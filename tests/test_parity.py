@@ -26,6 +26,7 @@ from tests import (
     parity_metrics,
     parity_perceiver_io,
     parity_pixeldit,
+    parity_pixelhdm,
     parity_pixnerd,
     parity_samplers,
     parity_scan,
@@ -239,6 +240,7 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
     ("richzhang/PerceptualSimilarity", "LPIPS"): parity_losses.lpips,
     ("colpark/NFDiffusion", "PerceiverIO"): parity_perceiver_io.perceiver_io,
     **parity_diffit.FAMILIES,
+    **parity_pixelhdm.FAMILIES,
     **parity_pixnerd.FAMILIES,
     **parity_samplers.FAMILIES,
     **parity_scan.FAMILIES,
@@ -246,11 +248,16 @@ FAMILIES: dict[tuple[str, str], Callable[[Case], None]] = {
 }  # fmt: skip
 
 
-ACCOUNTED = ("pixeldit_t2i", "diffit_", "pixnerd_", "pixnerdit_", "sfc_", "asf_", "mamba", "kdiff_",
-             "sched_ddim", "sched_ddpm", "sched_dpmpp2m")  # fmt: skip
+ACCOUNTED = ("pixeldit_t2i", "diffit_", "pixelhdm_", "pixnerd_", "pixnerdit_", "sfc_", "asf_",
+             "mamba", "kdiff_", "sched_ddim", "sched_ddpm", "sched_dpmpp2m")  # fmt: skip
 REQUIRED = {
     "diffit_tmsa", "diffit_latent", "diffit_latent_nosigma",
     "diffit_image_tmsa", "diffit_image_unet",
+    "pixelhdm_text", "pixelhdm_text_aux_chw", "pixelhdm_text_nomask", "pixelhdm_image_only",
+    "pixelhdm_gqa_gated_headwise", "pixelhdm_gqa_gated_elementwise", "pixelhdm_token_compaction",
+    "pixelhdm_freq_loss", "pixelhdm_freq_loss_pad_q30", "pixelhdm_freq_loss_rgb",
+    "pixelhdm_irepa_loss", "pixelhdm_combined_loss",
+    "pixelhdm_sampler_euler", "pixelhdm_sampler_heun",
     "pixnerd_c2i_square", "pixnerd_c2i_rect",
     "pixnerd_loss_lognorm", "pixnerd_loss_uniform_shift", "pixnerd_loss_repa",
     "pixnerd_sampler_euler", "pixnerd_sampler_adam2", "pixnerd_sampler_sde",
@@ -292,6 +299,8 @@ LEFT_OUT = {
     "asf_sampler_heun": "recorded around a network that is left out",
     "asf_sampler_ddim": "it adds noise that no drift takes away (tests/test_published_faults.py)",
     "asf_sampler_sde": "it adds noise that no drift takes away (tests/test_published_faults.py)",
+    "pixelhdm_sampler_dpm_pp": "it multiplies the predicted picture by the noise's coefficient, "
+                               "and diverges",
     "pixnerd_sampler_heun": "its Heun takes the slope at the end of one step for that at the begin "
                             "of the next, one evaluation a step",
     "pixnerdit_perceiver": PERCEIVER,

@@ -221,7 +221,8 @@ def convert(
         str,
         typer.Argument(
             metavar="FAMILY",
-            help="Of models: jit, dit, pixeldit, pixeldit_text, pixnerd, pixnerd_text, diffit.",
+            help="Of models: jit, dit, pixeldit, pixeldit_text, pixnerd, pixnerd_text, diffit, "
+            "pixelhdm.",
         ),
     ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The published file.")],

@@ -207,7 +207,7 @@ def promise(run: Run, seen: Seen) -> Spec:
                     bounded=False, words=seen.words)  # fmt: skip
     level = (127.5,) * seen.channels
     return Spec(channels=seen.channels, axes=axes, classes=classes, offset=level, scale=level,
-                words=seen.words)  # fmt: skip
+                captions=seen.words is not None, words=seen.words)  # fmt: skip
 
 
 def check_sizes(

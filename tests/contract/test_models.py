@@ -18,7 +18,7 @@ CONFIGS = get_args(get_args(Backbone)[0])
 SIZES = [(16,), (8, 12), (4, 8, 8)]
 TOY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "latents": 5, "frequencies": 8,
        "frequency_std": 1.0, "state": 4, "multiples": (1, 2), "time_width": 32,
-       "text_depth": 1}  # fmt: skip
+       "text_depth": 1, "kv_heads": 1}  # fmt: skip
 WORDS = Words(width=6, length=5)
 GRIDS = [config for config in CONFIGS if hasattr(config(), "patch_size")]
 
@@ -58,7 +58,8 @@ def asked(size: tuple[int, ...], b: int = 3, classes: int = 3):
 def captioned(draw: Draw) -> Given:
     """Captions of 5, 3 and 1 tokens in turn, which some kinds read."""
     there = torch.arange(WORDS.length) < 5 - draw.index[:, None] % 3 * 2
-    return Given(text=draw.normal("text", (WORDS.length, WORDS.width)), text_mask=there)
+    return Given(text=draw.normal("text", (WORDS.length, WORDS.width)), text_mask=there,
+                 pooled=draw.normal("pooled", (WORDS.width,)))  # fmt: skip
 
 
 def part_of(given: Given, part: slice) -> Given:
@@ -214,7 +215,7 @@ def test_every_model_is_trained_a_step_and_sampled_by_every_sampler(config, samp
     task = HintsConfig(absent=0.0) if network.takes.sets else GenerateConfig()
     batch, given = task(batch, draw)
     told = captioned(draw)
-    given = given._replace(text=told.text, text_mask=told.text_mask)
+    given = given._replace(text=told.text, text_mask=told.text_mask, pooled=told.pooled)
     t, eps = objective.times(draw), objective.noise(draw, (2, *size))
     xt = objective.mix(batch.x, eps, t)
     guess = objective.read(network(xt, t, given).value, xt, t)

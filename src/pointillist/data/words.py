@@ -77,8 +77,12 @@ class TextConfig:
 
 
 def worded(text: TextConfig, spec: Spec) -> Spec:
-    """The promise of data whose captions are read as `text` says; nobody opens weights for it."""
-    return dataclasses.replace(spec, words=text.promise())
+    """The promise of data whose captions are read as `text` says; nobody opens weights for it.
+
+    Who reads captions is told no classes: a prompt says what a picture is to show.
+    """
+    words = text.promise()
+    return spec if words is None else dataclasses.replace(spec, words=words, classes=())
 
 
 def check_same_words(text: TextConfig, kept: Words | None, now: Words | None) -> None:

@@ -13,6 +13,7 @@ from pointillist.models.mamba import MambaConfig
 from pointillist.models.perceiver_io import PerceiverIOConfig
 from pointillist.models.pixeldit import PixelDiTConfig
 from pointillist.models.pixeldit_text import PixelDiTTextConfig
+from pointillist.models.pixelhdm import PixelHDMConfig
 from pointillist.models.pixnerd import PixNerdConfig
 from pointillist.models.pixnerd_text import PixNerdTextConfig
 from pointillist.models.tiles import in_tiles
@@ -30,7 +31,8 @@ Backbone = Annotated[
     | MambaConfig
     | HybridConfig
     | DiffiTConfig
-    | DiffiTFlatConfig,
+    | DiffiTFlatConfig
+    | PixelHDMConfig,
     by_kind,
 ]
 
@@ -49,5 +51,6 @@ __all__ = [
     "PixNerdTextConfig",
     "PixelDiTConfig",
     "PixelDiTTextConfig",
+    "PixelHDMConfig",
     "in_tiles",
 ]

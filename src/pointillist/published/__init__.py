@@ -7,6 +7,7 @@ that asks for it.
 
 from pointillist.published.family import Family, Seen, bare, check_names, expand
 from pointillist.published.patches import DIFFIT, DIT, JIT
+from pointillist.published.pixelhdm import PIXELHDM
 from pointillist.published.pixels import PIXELDIT, PIXNERD
 from pointillist.published.text import PIXELDIT as PIXELDIT_TEXT
 from pointillist.published.text import PIXNERD as PIXNERD_TEXT
@@ -19,6 +20,7 @@ FAMILIES = {
     "pixnerd": PIXNERD,
     "pixnerd_text": PIXNERD_TEXT,
     "diffit": DIFFIT,
+    "pixelhdm": PIXELHDM,
 }
 
 __all__ = ["FAMILIES", "Family", "Seen", "bare", "check_names", "expand"]
