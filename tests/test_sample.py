@@ -123,7 +123,7 @@ def test_too_many_pictures_at_once_get_a_batch_that_may_fit(trained, monkeypatch
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(type(trained), "_field", full)
+    monkeypatch.setattr(type(trained), "_reference", full)
     with pytest.raises(InputError, match="8 of 32x32 pixels .* try --batch 4"):
         trained.sample(8, steps=1)
     with pytest.raises(InputError, match="1 of 32x32 pixels .* smaller --size"):
