@@ -4,7 +4,7 @@
 
 A tiny PixelHDM (width 32, 16 patches) learns the velocity of smooth pictures, from a start at which
 every gate is 1, as published: there the depth tells. The loss is the mean of the last 50 steps, on
-the same pictures, times and noise at every depth; `spread` is largest over smallest, less 1.
+the same pictures, times and noise at every depth; `spread`: the largest over the smallest, less 1.
 """
 
 import argparse

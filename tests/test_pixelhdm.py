@@ -189,12 +189,12 @@ def test_taps_give_the_tokens_of_the_picture_alone():
     assert hidden.shape == (2, TOY.width, 2, 3)
 
 
-def test_a_model_of_captions_takes_no_labels_and_wants_a_caption():
+def test_a_model_of_captions_wants_a_caption():
     model = make(classes=3)
-    assert model.takes.text and model.label is None
+    assert model.takes.text
     assert not make(words=None, classes=3).takes.text
     x, t, _ = asked()
-    with pytest.raises(InputError, match="reads captions, but none is given"):
+    with pytest.raises(InputError, match="reads captions, and none is given"):
         model(x, t, Given(label=torch.zeros(2, dtype=torch.long)))
 
 

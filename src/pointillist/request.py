@@ -157,7 +157,8 @@ class Start(NamedTuple):
 
 def start_of(given: Given, strength: Any, spec: Spec, ask: dict[str, Any]) -> Start:
     """A walk that changes pictures by `strength`; InputError where it cannot be had."""
-    if isinstance(strength, bool | str) or not 0 < float(strength) <= 1:
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not number or not 0 < float(strength) <= 1:
         raise InputError(f"strength is {strength!r}; it lies in (0, 1], 1 begins with noise alone")
     if spec.code is not None or spec.placed:
         what = "latents" if spec.code is not None else "crops of a field"

@@ -125,6 +125,12 @@ class Buckets:
     def __len__(self) -> int:
         return self.home.shape[0]
 
+    @property
+    def caption(self) -> tuple[tuple[str, ...], ...] | None:
+        """Every caption of every picture, without decoding one; None where none has any."""
+        rows = range(len(self))
+        return tuple(self.item(row).captions for row in rows) if self.spec.captions else None
+
     def rows(self, rows: Sequence[int]) -> Rows:
         homes = self.home[torch.as_tensor(rows, dtype=torch.long)]
         number = int(homes[0, 0])

@@ -142,6 +142,11 @@ class Lazy:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def caption(self) -> tuple[tuple[str, ...], ...] | None:
+        """Every caption of every picture, without decoding one; None where none has any."""
+        return tuple(item.captions for item in self.items) if self.spec.captions else None
+
     def rows(self, rows: Sequence[int]) -> Rows:
         refused: list[Refused] = []
         with quiet():

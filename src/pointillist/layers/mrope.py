@@ -29,7 +29,7 @@ def mrope_dims(head: int, axes: int) -> tuple[int, ...]:
 
 
 def check_mrope(dims: tuple[int, ...], head: int, axes: int) -> None:
-    """InputError unless sequence and axes have an even share each, and all fill a head."""
+    """InputError unless sequence and axes have an even share each, and these fill a head."""
     wrong = len(dims) != axes + 1 or any(n < 2 or n % 2 for n in dims) or sum(dims) != head
     if wrong:
         raise InputError(

@@ -28,6 +28,19 @@ def words_of(spec: Spec, kind: str) -> Words:
     return spec.words
 
 
+def text_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b l e"]:
+    """Features of the captions; InputError where there are none, or they have another width."""
+    if given.text is None:
+        raise InputError(f"model {kind} reads captions, and none is given; give one, be it empty")
+    width = given.text.shape[-1]
+    if width != words.width:
+        raise InputError(
+            f"captions have features of width {width}, but model {kind} was built for "
+            f"{words.width}; encode them by the encoder that it was trained with"
+        )
+    return given.text
+
+
 class TextEmbedding(nn.Module):
     """norm(W text + b) + a learnt place for each of `words.length` tokens (PixNerd, PixelDiT).
 
@@ -49,17 +62,9 @@ class TextEmbedding(nn.Module):
 
     def forward(self, given: Given) -> Text:
         """InputError where there is no caption, or one that the places do not hold."""
-        if given.text is None:
-            raise InputError(
-                f"model {self.kind} reads captions, and none is given; give one, be it empty"
-            )
-        text, mask = given.text, None if self.attend_padding else given.text_mask
-        _, length, width = text.shape
-        if width != self.words.width:
-            raise InputError(
-                f"captions have features of width {width}, but model {self.kind} was built for "
-                f"{self.words.width}; encode them by the encoder that it was trained with"
-            )
+        text = text_of(given, self.words, self.kind)
+        mask = None if self.attend_padding else given.text_mask
+        length = text.shape[1]
         if length > self.words.length:
             raise InputError(
                 f"captions have {length} tokens, but model {self.kind} has places for "

@@ -29,6 +29,7 @@ from pointillist.layers.grouped_attention import (
 from pointillist.layers.mrope import Rotations, check_mrope, mrope, mrope_dims
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
+from pointillist.layers.text import text_of
 from pointillist.models.pixel_path import again
 from pointillist.models.pixelhdm_blocks import (
     HDMPixelBlock,
@@ -275,10 +276,7 @@ class PixelHDM(nn.Module):
         """A caption's tokens, its pooled vector, and where there is a token; None without any."""
         if self.spec.words is None:
             return None, None, None
-        if given.text is None:
-            raise InputError("model pixelhdm of this run reads captions, but none is given; give "
-                             "one, as the empty one")  # fmt: skip
-        text = self.text(given.text).float()
+        text = self.text(text_of(given, self.spec.words, self.config.kind)).float()
         if given.text_mask is not None:  # nothing that stands in the padding counts
             text = text.masked_fill(~given.text_mask[..., None], 0.0)
         pooled = None if given.pooled is None else self.pooled(given.pooled).float()
