@@ -70,6 +70,7 @@ def test_the_presets_of_the_contract_are_there():
     wanted |= {f"imagenet256-pixeldit-{size}" for size in ("b", "l", "xl")}
     wanted |= {"imagenet256-pixnerd-l", "imagenet256-pixnerd-xl", "emoji-sfc"}
     wanted |= {"cifar10-diffit", "cifar10-diffit-small", "ffhq64-diffit"}
+    wanted |= {"emoji-t2i", "t2i-512", "t2i-1024", "t2i-home"}
     wanted |= {f"cifar10-{name}{size}" for name in SPARSE for size in ("", "-small")}
     assert wanted <= set(PRESETS)
     debug = Run.load("debug").train

@@ -15,6 +15,7 @@ from pointillist.layers.fused import Fused
 from pointillist.layers.grouped_attention import GroupedAttention
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.mrope import Rotations
+from pointillist.layers.gain import gain
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.models.pixel_path import Modulation, Pixels, Tokens, again, plainly
 
@@ -162,12 +163,12 @@ class HDMPixelBlock(nn.Module):
 
     def _question(self, x: Pixels, s: Tokens) -> Tokens:
         shift, scale = self.steering.ask(s)
-        h = torch.addcmul(shift, self.norm1(x), 1 + scale)
+        h = torch.addcmul(shift, self.norm1(x), gain(scale))
         return self.pre(self.compact(h.flatten(2)))
 
     def _answer(self, x: Pixels, h: Tokens, s: Tokens) -> Pixels:
         h = self.spread(self.post(h)).reshape(x.shape)
         gate1, shift, scale, gate2 = self.steering.answer(s)
         x = torch.addcmul(x, gate1, h, value=self.strength)
-        h = self.mlp(torch.addcmul(shift, self.norm2(x), 1 + scale))
+        h = self.mlp(torch.addcmul(shift, self.norm2(x), gain(scale)))
         return torch.addcmul(x, gate2, h, value=self.strength)
