@@ -20,12 +20,12 @@ from pointillist.models import DiTConfig, Network
 from pointillist.run import Run
 from pointillist.types import InputError
 
-from .contract.test_models import CONFIGS, asked, toy
+from .contract.test_models import CONFIGS, asked, part_of, toy
 
 CPU = torch.device("cpu")
 SIZE = (8, 12)
 FREE = {"diffit", "diffit_flat"}  # time steers their attention, and nothing is scaled
-PIXELS = {"pixeldit"}
+PIXELS = {"pixeldit", "pixeldit_text", "pixelhdm"}
 
 
 def noise(*shape: int, seed: int = 3) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_a_sample_has_its_own_square_and_its_gradient_however_blocks_are_compute
     x, t, given = asked(SIZE)
     parts = []
     for i in range(x.shape[0]):
-        some = given._replace(label=given.label[i : i + 1])
+        some = part_of(given, slice(i, i + 1))
         found = Gains()
         with gains(found):
             value = Network(model)(x[i : i + 1], t[i : i + 1], some).value

@@ -54,7 +54,7 @@ def test_every_preset_loads_round_trips_and_builds(name, load):
 
     run = load(name)
     assert from_dict(to_dict(run)) == run
-    spec = run.data.promise()
+    spec = run.promise()
     run.check(spec)
     with torch.device("meta"):
         assert sum(p.numel() for p in run.model.build(spec).parameters()) > 1e5
@@ -194,8 +194,14 @@ BAD = [
     ("model: {kind: jit, dept: 4}", "model.dept is not a field; did you mean depth?"),
     ("modle: {}", "modle is not a field; did you mean model?"),
     ("model: {kind: jit, width: wide}", "model.width is 'wide'"),
-    ("model: {depth: 4}", "model.kind is missing; there are dit, jit, pixeldit, pixnerd"),
-    ("model: {kind: vit}", "model.kind is 'vit'; there are dit, jit, pixeldit, pixnerd"),
+    (
+        "model: {depth: 4}",
+        "model.kind is missing; there are dit, jit, pixeldit, pixeldit_text, pixnerd",
+    ),
+    (
+        "model: {kind: vit}",
+        "model.kind is 'vit'; there are dit, jit, pixeldit, pixeldit_text, pixnerd",
+    ),
     ("data: {kind: mnist}", "data.kind is 'mnist'; there are emoji, cifar10, folder, zip"),
     ("data: {kind: emoji, size: 48}", "data.size is 48"),
     ("data: {kind: folder, size: big}", "data.size"),

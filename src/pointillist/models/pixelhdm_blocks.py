@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointillist.layers.fused import Fused
+from pointillist.layers.gain import gain
 from pointillist.layers.grouped_attention import GroupedAttention
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.mrope import Rotations
-from pointillist.layers.gain import gain
 from pointillist.layers.norm import RMSNorm, modulated_norm
 from pointillist.models.pixel_path import Modulation, Pixels, Tokens, again, plainly
 
