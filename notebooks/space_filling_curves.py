@@ -474,7 +474,7 @@ class Fitted(NamedTuple):
 
 def fitted(convention: Literal["centre", "corner"], moves: bool, scales: tuple[int, ...]) -> Fitted:
     torch.manual_seed(0)
-    field = NeuralField(3, 2, 64, 24, 2, 1, "both", True, convention, "dct", 8, 1e4)
+    field = NeuralField(3, 2, 64, 24, 2, 1, "both", True, convention, "dct", 8, 1e4, 16.0)
     tokens = torch.nn.Parameter(torch.randn((EDGE // PATCH) ** 2, 64))
     made = Fitted(field, tokens)
     optimiser = torch.optim.Adam([*field.parameters(), tokens], lr=1e-2)

@@ -39,11 +39,12 @@ def at_step(number: int, what: Callable[..., None], after: bool = False) -> None
     """Have `what` happen in the step that begins at so many images."""
     backward = gradient.backward
 
-    def troubled(run, network, batch, device, micro_batch=0, alignment=None, step=None):
+    def troubled(run, network, batch, device, micro_batch=0, alignment=None, step=None,
+                 reader=None):  # fmt: skip
         size = micro_batch or batch.x.shape[0]
         if step.first == number and not after:
             what(network, size)
-        terms = backward(run, network, batch, device, micro_batch, alignment, step)
+        terms = backward(run, network, batch, device, micro_batch, alignment, step, reader)
         if step.first == number and after:
             what(network, size)
         return terms

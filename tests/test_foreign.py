@@ -123,7 +123,9 @@ def test_another_family_is_told_by_its_names(jit, tmp_path):
     state = publish(jit)
     torch.save(state, path)
     refused(path, "is not a dit checkpoint: x_embedder.proj.weight is missing", family="dit")
-    refused(path, "family sit is not known; there are jit, dit, pixeldit, pixnerd", family="sit")
+    refused(
+        path, "family sit is not known; there are jit, dit, pixeldit, pixeldit_text", family="sit"
+    )
     del state["blocks.1.norm1.weight"]
     torch.save(state, path)
     refused(path, "blocks.1.norm1.weight is missing; name")

@@ -1,5 +1,7 @@
 """Known pixels: every grid model sees them, and alike in training and in sampling."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -140,7 +142,8 @@ def test_training_and_sampling_are_shown_the_same(config, absent, monkeypatch):
     assert torch.equal(state, at * flipped + (1 - at) * run.objective.noise(draw, (2, *SIZE)))
     known = None if absent else Given(seen=flipped, mask=mask)
     assert absent == 0 or not mask.any()
-    trained = Trained(run, spec_of(SIZE), model, torch.device("cpu"))
+    speechless = dataclasses.replace(spec_of(SIZE), words=None)
+    trained = Trained(run, speechless, model, torch.device("cpu"))
     noise = run.objective.noise(Draw(0, torch.arange(3)), (2, *SIZE), "sample")
     for sampler in SAMPLERS:
         found = trained.sample(3, steps=4, sampler=sampler, guidance=2.0, known=known)
