@@ -48,13 +48,28 @@ def test_a_known_sequence_is_clipped_as_the_equations_say():
     z = 10 / math.sqrt(2 / 3)
     clipped = 2 + 2.5**2 / z * math.sqrt(2 / 3)
     assert limit(found, 12.0) == pytest.approx(clipped) == pytest.approx(2 + 6.25 / 15)
-    after = found.after(SHORT, 12.0)
-    assert after.mean == pytest.approx(0.9 * 2 + 0.1 * clipped)
-    assert after.variance == pytest.approx(0.9 * 2 / 3 + 0.1 * (clipped - after.mean) ** 2)
+    # It enters as the edge.
+    edge, after = 2 + 2.5 * math.sqrt(2 / 3), found.after(SHORT, 12.0)
+    assert after.mean == pytest.approx(0.9 * 2 + 0.1 * edge)
+    assert after.variance == pytest.approx(0.9 * 2 / 3 + 0.1 * (edge - after.mean) ** 2)
     # The edge itself is left alone, and there the clipped norm begins where the norm is.
-    edge = 2 + 2.5 * math.sqrt(2 / 3)
     assert found.edge(SHORT) == pytest.approx(edge) and limit(found, edge) == edge
     assert limit(found, edge * (1 + 1e-9)) == pytest.approx(edge)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0, 10.0])
+def test_where_norms_rise_for_good_the_statistics_follow(factor):
+    """Their own spread is narrow, so that every norm of the new kind stands out at first."""
+    zscore = ZScoreConfig(threshold=2.5)
+    spread = torch.randn(1200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norms = (1 + 0.05 * spread).tolist()
+    found = seen(norms[:500], zscore)
+    spikes = []
+    for norm in norms[500:]:
+        spikes.append(factor * norm > found.edge(zscore))
+        found = found.after(zscore, factor * norm)
+    assert spikes[0] and sum(spikes[-400:]) < 20
+    assert found.mean == pytest.approx(factor, rel=0.05)
 
 
 def test_nothing_is_clipped_before_the_statistics_are_there_or_where_norms_never_differ():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pointillist.layers.embed import sincos
 from pointillist.layers.grouped_attention import GroupedAttention, attend_grouped
 from pointillist.layers.mrope import mrope, mrope_dims, turns
 from pointillist.layers.rope import rotate
@@ -196,6 +197,22 @@ def test_a_model_of_captions_wants_a_caption():
     x, t, _ = asked()
     with pytest.raises(InputError, match="reads captions, and none is given"):
         model(x, t, Given(label=torch.zeros(2, dtype=torch.long)))
+
+
+def test_a_caption_comes_with_its_pooled_vector():
+    model, (x, t, told) = make(), asked()
+    for pooled in (None, torch.zeros(len(x), 3)):
+        with pytest.raises(InputError, match="pooled vector of width .* is given; encode"):
+            Network(model)(x, t, told._replace(pooled=pooled))
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 12), (4, 8, 12)])
+@pytest.mark.parametrize("width", [7, 16])
+def test_places_are_those_of_the_whole_table(size, width):
+    spec = replace(make().spec, axes=grid_axes(size))
+    model = replace(TOY, pixel_width=width).build(spec)
+    code = sincos(size, size, width).T.reshape(1, width, *size)
+    assert torch.equal(model._places(size, torch.device("cpu")), code)
 
 
 def test_features_of_another_width_need_the_projection():

@@ -16,15 +16,16 @@ from pointillist.data.source import InMemory
 from pointillist.describe import describe
 from pointillist.draws import Draw
 from pointillist.engine import checkpoint
+from pointillist.engine.track import Tracks
 from pointillist.evaluation import evaluate
 from pointillist.frozen.text import TextEncoder
 from pointillist.gradient import backward, shown
 from pointillist.models import JiTConfig, Network
-from pointillist.monitor import Validation
+from pointillist.monitor import Grid, Validation
 from pointillist.run import Run, from_dict
 from pointillist.runfolder import read_spec
 from pointillist.sample import Trained, load, untrained
-from pointillist.tasks import GenerateConfig, MixtureConfig, UpscaleConfig
+from pointillist.tasks import GenerateConfig, HintsConfig, MixtureConfig, UpscaleConfig
 from pointillist.train import train
 from pointillist.types import InputError, Spec, grid_axes
 from tests import latent_case, text_case
@@ -182,6 +183,16 @@ def test_validation_reads_the_first_captions(made, trained):
     (batch,) = with_text.batches
     told = with_text.text_of(batch, torch.device("cpu")).captions
     assert tuple(told) == tuple(some[0] if some else "" for some in test.caption[:2])
+
+
+def test_a_sheet_of_hints_asks_with_the_captions_of_its_own_pictures(made, trained, tmp_path):
+    run, test = trained.run, trained.run.data.open("test")
+    hinted = dataclasses.replace(run, task=HintsConfig(share=0.3))
+    hinted = dataclasses.replace(hinted, train=dataclasses.replace(run.train, grid=3))
+    tracks = Tracks((), tmp_path)
+    grid = Grid(hinted, trained.spec, test, tmp_path, trained.device, tracks, trained.reader)
+    assert grid.prompt == tuple(some[0] if some else "" for some in test.caption[:3])
+    assert grid.label is None and not trained.spec.classes
 
 
 # Prompts.

@@ -27,6 +27,10 @@ from pointillist.types import Batch, Given, InputError, Prediction
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in parts of at most `size` samples."""
     for first in range(0, batch.x.shape[0], size):
+        # What fills up a bucket's last batch counts for nothing. The first part is always taken,
+        # so that every process has the same terms.
+        if first and batch.counts is not None and not batch.counts[first : first + size].any():
+            continue
         yield batch.part(slice(first, first + size))
 
 

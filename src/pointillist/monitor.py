@@ -32,7 +32,7 @@ from pointillist.validation import (
     Errors,
     Text,
     at_places,
-    held_out,
+    held_out_batch,
     held_out_batches,
     held_out_observed,
     velocity_errors,
@@ -73,8 +73,11 @@ class Grid:
         if reader is not None:
             self.prompt = prompts_of(test, range(run.train.grid))
         if run.train.grid and run.task.observes:
-            self.truth, self.label = held_out(test, run.train.grid)
+            batch = held_out_batch(test, run.train.grid)
+            self.truth, self.label = batch.x, batch.label if spec.classes else None
             self.observed = held_out_observed(run.task, self.truth)
+            if reader is not None:  # of these very pictures, with or without a caption
+                self.prompt = first_of(batch.caption, batch.x.shape[0])
 
     def __call__(self, model: nn.Module, ema: EMA, images: int) -> None:
         if not self.run.train.grid:

@@ -147,7 +147,9 @@ def _train(
             emit({"event": "left out", "images": 0, "pictures": plan.rows - plan.used,
                   "of": plan.rows})  # fmt: skip
     if reader is not None:
-        told_of = encoded(reader, (source, test), stop, ranks)
+        negative = run.sample.guidance
+        more = [str(negative.negative)] if negative.negated else []
+        told_of = encoded(reader, (source, test), stop, ranks, more)
         if not state.images:
             emit({"event": "captions", "images": 0, **told_of})
     report(
@@ -296,7 +298,7 @@ def opened(run: Run, stop: StopRequest, ranks: Ranks) -> tuple[Any, Any]:
 
 
 def encoded(
-    reader: Reader, sources: tuple[Any, ...], stop: StopRequest, ranks: Ranks
+    reader: Reader, sources: tuple[Any, ...], stop: StopRequest, ranks: Ranks, more: list[str]
 ) -> dict[str, int]:
     """What `read_all` tells; one process of a machine is first, the others find all encoded."""
 
@@ -306,13 +308,13 @@ def encoded(
         if ranks.leads:
             show_captions(done, total)
 
-    found = read_all(reader, sources, watch) if ranks.local == 0 else None
+    found = read_all(reader, sources, watch, more) if ranks.local == 0 else None
     if len(set(ranks.meet(digest=reader.words.digest)["digest"])) > 1:
         raise InputError(
             f"text.encoder {reader.text.encoder} has other weights on some ranks than on rank 0; "
             f"give all machines the same"
         )
-    return found or read_all(reader, sources, watch)
+    return found or read_all(reader, sources, watch, more)
 
 
 def check_alike(run: Run, spec: Spec, ranks: Ranks) -> None:

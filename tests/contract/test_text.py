@@ -91,6 +91,17 @@ def test_padding_that_is_attended_is_read(config):
     assert torch.equal(unmasked, Network(seeing)(x, t, given).value)
 
 
+@pytest.mark.parametrize("config", [c for c in READERS if hasattr(c(), "attend_padding")])
+def test_padding_that_is_attended_is_the_same_whatever_captions_are_beside(config):
+    network = Network(toy(config, SIZE, attend_padding=True))
+    x, t, given = asked(SIZE)
+    value = network(x, t, given._replace(text=given.text * given.text_mask[..., None])).value
+    part = slice(2, 3)
+    alone = part_of(given, part)._replace(text=given.text[part, :1], text_mask=None)
+    one = network(x[part], t[part], alone).value
+    torch.testing.assert_close(one[0], value[2], rtol=1e-5, atol=1e-5)
+
+
 @every
 def test_text_is_projected_once_for_a_walk(config):
     """What stands in `given.text` afterwards is not looked at any more."""

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def beside(path: Path) -> tuple[str, ...]:
         raise InputError(f"caption: {error.strerror}") from None
     if not _is_text(text):
         raise InputError("caption: it is not UTF-8")
-    return cleaned(text.splitlines())
+    return cleaned(re.split(r"\r\n|\r|\n", text))
 
 
 def metadata(root: Path, files: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[Refused]]:

@@ -341,16 +341,16 @@ def captions_of(source: Source) -> Sequence[tuple[str, ...]]:
 
 
 def read_all(
-    reader: Reader, sources: Sequence[Source], watch: Watch | None = None
+    reader: Reader, sources: Sequence[Source], watch: Watch | None = None, more: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Encode every caption of these sets, and the empty one, and let the encoder go.
+    """Encode every caption of these sets, the empty one and `more`, and let the encoder go.
 
     How many there are, how many were cut, and how many samples have none.
     """
     each = [captions_of(source) for source in sources]
     samples = list(itertools.chain(*each))
     captions = dict.fromkeys(["", *itertools.chain(*samples)])
-    reader.keep(captions, watch or show)
+    reader.keep(dict.fromkeys([*captions, *more]), watch or show)
     reader.rest()
     return {
         "captions": len(captions) - 1,

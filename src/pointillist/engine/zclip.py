@@ -71,8 +71,11 @@ class Norms(NamedTuple):
         return torch.where(norm > edge, nearer, torch.inf)
 
     def after(self, zscore: ZScoreConfig, norm: float) -> "Norms":
-        """The statistics with one more norm, as it was before clipping; a clipped one enters as
-        what it was clipped to. Only finite norms may be given.
+        """The statistics with one more norm, as it was before clipping; one that stands out enters
+        as the edge. Only finite norms may be given.
+
+        The paper lets it enter as what it was clipped to, which is near the mean: once norms have
+        risen for good, the variance dies and every step is clipped. As the edge it widens.
         """
         if not zscore.threshold:
             return self
@@ -82,8 +85,7 @@ class Norms(NamedTuple):
             mean = self.mean + (1 - keep) * step
             variance = keep * self.variance + (1 - keep) * step * (norm - mean)
             return Norms(self.steps + 1, mean, variance)
-        if norm > self.edge(zscore):
-            norm = self.mean + zscore.threshold**2 * self.variance / (norm - self.mean)
+        norm = min(norm, self.edge(zscore))
         mean = zscore.decay * self.mean + (1 - zscore.decay) * norm
         variance = zscore.decay * self.variance + (1 - zscore.decay) * (norm - mean) ** 2
         return Norms(self.steps + 1, mean, variance)

@@ -67,7 +67,8 @@ def restore(
         begun = time.perf_counter()
         draws = trained.posterior(
             Given(seen=x, mask=mask), plan.draws,
-            None if label is None else tuple(label.tolist()), first=first,
+            tuple(label.tolist()) if label is not None and trained.spec.classes else None,
+            first=first,
             prompt=first_of(batch.caption, number) if words else None, **plan.options,
         ).draws.clamp(-1, 1)  # fmt: skip
         cost = torch.tensor([[time.perf_counter() - begun, memory_in_use()]], dtype=torch.float64)

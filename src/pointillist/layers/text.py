@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pointillist.layers.attention import xavier_
 from pointillist.layers.norm import RMSNorm
@@ -41,11 +42,23 @@ def text_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b l e"]:
     return given.text
 
 
+def pooled_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b e"]:
+    """The pooled vector of the captions; InputError where there is none, or of another width."""
+    if given.pooled is None or given.pooled.shape[-1] != words.width:
+        found = "none" if given.pooled is None else f"one of width {given.pooled.shape[-1]}"
+        raise InputError(
+            f"model {kind} is steered by a caption's pooled vector of width {words.width}, and "
+            f"{found} is given; encode captions by the encoder that it was trained with"
+        )
+    return given.pooled
+
+
 class TextEmbedding(nn.Module):
     """norm(W text + b) + a learnt place for each of `words.length` tokens (PixNerd, PixelDiT).
 
     A shorter caption has the first places. Padding, where `attend_padding` is false, is hidden by
-    the mask; a network trained without a mask has to see as much of it as it was trained with.
+    the mask. Where it is true, captions are filled up to all places with zeros, for a network
+    trained without a mask; the encoder's own answers to padding stood there in published training.
     """
 
     def __init__(self, words: Words, width: int, kind: str, attend_padding: bool) -> None:
@@ -70,6 +83,9 @@ class TextEmbedding(nn.Module):
                 f"captions have {length} tokens, but model {self.kind} has places for "
                 f"{self.words.length}; shorten them"
             )
+        if self.attend_padding:  # what is read may not depend on the captions beside it
+            text = F.pad(text, (0, 0, 0, self.words.length - length))
+            length = self.words.length
         if mask is not None:  # whatever stands in the padding, NaN too
             text = text.masked_fill(~mask[..., None], 0)
         return Text(self.norm(self.project(text)) + self.place[:length], mask)

@@ -29,7 +29,7 @@ from pointillist.layers.grouped_attention import (
 from pointillist.layers.mrope import Rotations, check_mrope, mrope, mrope_dims
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
-from pointillist.layers.text import text_of
+from pointillist.layers.text import pooled_of, text_of
 from pointillist.models.pixel_path import again
 from pointillist.models.pixelhdm_blocks import (
     HDMPixelBlock,
@@ -264,13 +264,26 @@ class PixelHDM(nn.Module):
         place = None
         if c.pixel_place:
             # In steps of one, as patches are: a pixel's place is the same in pictures of any shape.
-            code = sincos(size, size, c.pixel_width, device).T.reshape(1, c.pixel_width, *size)
-            place = pixels(code, c.patch_size, c.patch_size)
+            place = pixels(self._places(size, device), c.patch_size, c.patch_size)
         return Context(
             embed_given(self.label, self.augment, given), text, pooled, mask, turn,
             mrope(grid, dims, c.theta, device=device), place,
             self.encoder.condition(given, size, grid),
         )  # fmt: skip
+
+    def _places(self, size: tuple[int, ...], device: torch.device) -> Float[Tensor, "1 e *space"]:
+        """`sincos` of every pixel, out of one small table an axis: those of whole pictures, kept
+        for each bucket, would fill gigabytes.
+        """
+        axes, e = len(size), self.config.pixel_width
+        share = e // (2 * axes) * 2
+        parts = [
+            sincos((size[i],), (size[i],), share, device).T
+            .reshape(share, *(size[i] if j == i else 1 for j in range(axes))).expand(share, *size)
+            for i in reversed(range(axes))
+        ]  # fmt: skip
+        rest = torch.zeros(e - share * axes, *size, device=device)
+        return torch.cat((*parts, rest))[None]
 
     def _read(self, given: Given) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """A caption's tokens, its pooled vector, and where there is a token; None without any."""
@@ -279,7 +292,7 @@ class PixelHDM(nn.Module):
         text = self.text(text_of(given, self.spec.words, self.config.kind)).float()
         if given.text_mask is not None:  # nothing that stands in the padding counts
             text = text.masked_fill(~given.text_mask[..., None], 0.0)
-        pooled = None if given.pooled is None else self.pooled(given.pooled).float()
+        pooled = self.pooled(pooled_of(given, self.spec.words, self.config.kind)).float()
         return text, pooled, given.text_mask
 
     def forward(
@@ -307,8 +320,9 @@ class PixelHDM(nn.Module):
             if number in taps:
                 hidden.append(on_grid(s, grid))
         s = s[:, -patches:] + time[:, None]
-        if context.pooled is not None:
-            s = s + context.pooled[:, None]
+        for told in (context.pooled, context.label):
+            if told is not None:
+                s = s + told[:, None]
 
         # Pixels.
         x = self.pixel(pixels(xt, c.patch_size, c.patch_size)).float()
