@@ -22,7 +22,7 @@ from pointillist.gradient import backward
 from pointillist.models import Network
 from pointillist.run import Run
 
-PRESETS = {"cifar10-jit": 64, "cifar10-diffit-small": 32, "emoji-jit": 32}
+PRESETS = {"cifar10-jit": 64, "cifar10-diffit-small": 32}
 
 
 def one(preset: str, batch: int, recomputed: bool) -> dict[str, float]:

@@ -121,7 +121,9 @@ def test_one_picture_or_several_of_any_kind_and_size():
 
 @pytest.mark.parametrize("strength", [0, -0.1, 1.01, float("nan"), True, "half"])
 def test_a_strength_lies_above_0_and_up_to_1(strength):
-    with pytest.raises(InputError, match="strength is .*; it lies in .0, 1., 1 begins with noise"):
+    with pytest.raises(
+        InputError, match="strength is .*; it lies in .1e-6, 1., 1 begins with noise"
+    ):
         perfect(StraightConfig).edit(picture(), strength=strength)
 
 

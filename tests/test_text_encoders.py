@@ -221,3 +221,16 @@ def test_minilm_reads_captions_and_its_package_is_not_imported():
     near = one @ one.T
     assert near[0, 1] > 0.6 > 0.2 > near[0, 2]  # as sentences are compared
     assert found.mask.sum(1).tolist() == [5, 7, 5, 2, 77]
+
+
+def test_a_configuration_of_other_heads_is_another_encoder(tmp_path):
+    """The same weights answer otherwise; what is kept of the one is not the other's."""
+    text_case.encoder(tmp_path / "bert", "bert")
+    encoder = TextEncoder(str(tmp_path / "bert"), 8, torch.device("cpu"))
+    before = encoder._digest()
+    assert before == encoder.digest
+    encoder.model.config.num_attention_heads *= 2
+    assert encoder._digest() != before
+    encoder.model.config.num_attention_heads //= 2
+    encoder.model.config._name_or_path = "elsewhere"
+    assert encoder._digest() == before

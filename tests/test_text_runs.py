@@ -405,8 +405,8 @@ def test_a_picture_is_edited_from_the_command_line(made, trained, tmp_path, monk
     with Image.open(out) as image:
         assert image.size == (SIZE, SIZE)
     for words, sentence in (
-        (("--strength", "0"), "strength is 0.0; it lies in (0, 1]"),
-        (("--strength", "1.2"), "strength is 1.2; it lies in (0, 1]"),
+        (("--strength", "0"), "strength is 0.0; it lies in [1e-6, 1]"),
+        (("--strength", "1.2"), "strength is 1.2; it lies in [1e-6, 1]"),
         ((), "prompt is missing"),
     ):
         said = () if not words else ("--prompt", "a")

@@ -52,7 +52,8 @@ def check_guidance(run: Any, spec: Spec) -> None:
                 )
         return
     if spec.words is not None:
-        if guidance.scale != 1 and not guidance.negated and run.task.caption_drop == 0:
+        empty = not guidance.negated or guidance.negative == ""
+        if guidance.scale != 1 and empty and run.task.caption_drop == 0:
             raise InputError(
                 f"sample.guidance.scale is {guidance.scale}, but task.caption_drop is 0, so no "
                 f"answer without a caption is ever learnt; set task.caption_drop=0.1 or the scale "

@@ -135,6 +135,8 @@ def configure(
     tree = to_dict(from_dict(read_source(preset or family.preset)))
     same = tree["model"] if tree["model"]["kind"] == kind else {}
     tree["model"] = same | {"kind": kind} | seen.model
+    if seen.words is not None:  # the encoder is not among the weights, how much it reads is
+        tree["text"]["length"] = seen.words.length
     size = tree["data"]["size"] if preset and size is None else size
     if size is None:
         raise InputError(f"{path} does not tell the size of its pictures; give it as data.size=256")

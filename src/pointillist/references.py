@@ -49,7 +49,8 @@ def check_reference(found: GuidanceConfig, run: Run, spec: Spec, guided: bool) -
                 f"one of them out"
             )
     elif spec.words is not None:
-        if not found.negated and not run.task.caption_drop:
+        empty = not found.negated or found.negative == ""
+        if empty and not run.task.caption_drop:
             raise InputError(
                 f"guidance is {found.scale:g}, but the run had task.caption_drop 0 and never "
                 f"learnt the empty caption; give a negative prompt, or leave it at 1"

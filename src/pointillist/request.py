@@ -158,8 +158,10 @@ class Start(NamedTuple):
 def start_of(given: Given, strength: Any, spec: Spec, ask: dict[str, Any]) -> Start:
     """A walk that changes pictures by `strength`; InputError where it cannot be had."""
     number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if not number or not 0 < float(strength) <= 1:
-        raise InputError(f"strength is {strength!r}; it lies in (0, 1], 1 begins with noise alone")
+    if not number or not 1e-6 <= float(strength) <= 1:
+        raise InputError(
+            f"strength is {strength!r}; it lies in [1e-6, 1], 1 begins with noise alone"
+        )
     if spec.code is not None or spec.placed:
         what = "latents" if spec.code is not None else "crops of a field"
         raise InputError(f"edit changes pictures, but the run has {what}; take a run of pixels")

