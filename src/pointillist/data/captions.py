@@ -67,10 +67,9 @@ def _several(path: Path, number: int, column: str, row: dict[str, Any]) -> Itera
     """The captions of one column: a text, a list of them, a list as JSON where the table is CSV."""
     value = row.get(column)
     if path.suffix == ".csv" and column == "captions" and str(value).lstrip().startswith("["):
-        try:
+        # A caption may begin with a bracket, too.
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(str(value))
-        except (ValueError, RecursionError):
-            pass  # a caption may begin with a bracket
     for one in value if isinstance(value, (list, tuple)) else (value,):
         if one is None or (isinstance(one, float) and math.isnan(one)):
             continue  # a cell that is empty
