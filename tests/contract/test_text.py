@@ -97,7 +97,8 @@ def test_padding_that_is_attended_is_the_same_whatever_captions_are_beside(confi
     x, t, given = asked(SIZE)
     value = network(x, t, given._replace(text=given.text * given.text_mask[..., None])).value
     part = slice(2, 3)
-    alone = part_of(given, part)._replace(text=given.text[part, :1], text_mask=None)
+    alone = part_of(given, part)
+    alone = alone._replace(text=given.text[part, :1], text_mask=given.text_mask[part, :1])
     one = network(x[part], t[part], alone).value
     torch.testing.assert_close(one[0], value[2], rtol=1e-5, atol=1e-5)
 

@@ -42,13 +42,13 @@ def text_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b l e"]:
     return given.text
 
 
-def pooled_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b e"]:
-    """The pooled vector of the captions; InputError where there is none, or of another width."""
-    if given.pooled is None or given.pooled.shape[-1] != words.width:
-        found = "none" if given.pooled is None else f"one of width {given.pooled.shape[-1]}"
+def pooled_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b e"] | None:
+    """The pooled vector of the captions, if there is one; InputError where it has another width."""
+    if given.pooled is not None and given.pooled.shape[-1] != words.width:
         raise InputError(
-            f"model {kind} is steered by a caption's pooled vector of width {words.width}, and "
-            f"{found} is given; encode captions by the encoder that it was trained with"
+            f"model {kind} is steered by a caption's pooled vector of width {words.width}, and one "
+            f"of width {given.pooled.shape[-1]} is given; encode captions by the encoder that it "
+            f"was trained with"
         )
     return given.pooled
 
@@ -83,7 +83,8 @@ class TextEmbedding(nn.Module):
                 f"captions have {length} tokens, but model {self.kind} has places for "
                 f"{self.words.length}; shorten them"
             )
-        if self.attend_padding:  # what is read may not depend on the captions beside it
+        # What is read may not depend on the captions beside it; one without a mask has no padding.
+        if self.attend_padding and given.text_mask is not None:
             text = F.pad(text, (0, 0, 0, self.words.length - length))
             length = self.words.length
         if mask is not None:  # whatever stands in the padding, NaN too

@@ -292,7 +292,8 @@ class PixelHDM(nn.Module):
         text = self.text(text_of(given, self.spec.words, self.config.kind)).float()
         if given.text_mask is not None:  # nothing that stands in the padding counts
             text = text.masked_fill(~given.text_mask[..., None], 0.0)
-        pooled = self.pooled(pooled_of(given, self.spec.words, self.config.kind)).float()
+        pooled = pooled_of(given, self.spec.words, self.config.kind)
+        pooled = None if pooled is None else self.pooled(pooled).float()
         return text, pooled, given.text_mask
 
     def forward(
