@@ -99,6 +99,8 @@ def check_same(run: Run, spec: Spec, out: Path, moved: frozenset[str] = frozense
         raise InputError(f"{out / 'run.yaml'} is missing; there is no run to resume in {out}")
     before, now = leaves(to_dict(Run.load(out / "run.yaml"))), leaves(to_dict(run))
     free = FREE_ON_RESUME | moved | ({"train.images"} if run.optim.schedule != "cosine" else set())
+    if before.get("loss.align.cache") and now.get("loss.align.cache"):
+        free |= {"loss.align.cache"}  # elsewhere; none at all has the teacher's own precision
     # A kind comes first: the fields below it differ because it does.
     fields = sorted(before.keys() | now.keys(), key=lambda name: (name[-4:] != "kind", name))
     for field in fields:

@@ -55,8 +55,10 @@ from pointillist.types import InputError, Spec
 
 Report = Callable[[dict[str, Any]], None]
 # What may differ between machines: where data and autoencoder lie.
-PLACES = {"data.path", "data.of.path", "data.cache", "data.autoencoder", "data.device",
-          "fingerprint", "text.encoder", "text.cache", "text.device"}  # fmt: skip
+PLACES = {
+    "data.path", "data.of.path", "data.cache", "data.autoencoder", "data.device", "fingerprint",
+    "text.encoder", "text.cache", "text.device", "loss.align.cache",
+}  # fmt: skip
 
 
 def train(run: Run, out: str | Path, resume: bool = False, report: Report | None = None) -> Trained:
@@ -242,6 +244,8 @@ def _train(
             event = {"event": "evaluation", "images": state.images}
             emit({**event, **judging(model, ema, state.images)})
             begun += time.perf_counter() - pause
+        if alignment is not None and (due or last):
+            alignment.keep()
         if ranks.leads and (due or last):
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.

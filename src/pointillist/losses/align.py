@@ -9,6 +9,7 @@ of) what all of them have in common. Both come from the same fields:
 """
 
 import math
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.frozen.remembered import Remembering
 from pointillist.frozen.vision import Teacher, load_teacher, promise
 from pointillist.losses.term import check_pictures, check_term
 from pointillist.types import Count, InputError, Spec, config
@@ -32,7 +34,8 @@ class AlignConfig:
     `mlp` of three layers of width `hidden`. `normalise`: the share of the mean over a picture's
     tokens that is taken from each of the teacher's, before their deviation is made 1; 0 leaves the
     teacher as it is. `stop_after`: images after which the alignment ends, its cost included (0:
-    never).
+    never). `cache`: a folder in which the teacher's answers are kept, 2 d bytes a token, so that it
+    sees every picture once; "": it is asked at every step.
     """
 
     weight: float = 0.0
@@ -43,6 +46,7 @@ class AlignConfig:
     hidden: int = 2048
     normalise: float = 1.0
     stop_after: Count = 0
+    cache: str = ""
 
     def __post_init__(self) -> None:
         check_term(self, "loss.align")
@@ -153,7 +157,13 @@ class Alignment(nn.Module):
     def let_go(self, images: int) -> None:
         """Forget the teacher once no further step asks it."""
         if not self.config.due(images):
+            self.keep()
             self.__dict__["teacher"] = None
+
+    def keep(self) -> None:
+        """Write what the teacher answered and the disk does not hold yet."""
+        if isinstance(self.teacher, Remembering):
+            self.teacher.flush()
 
     def forward(self, hidden: Map, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """How far every sample's hidden tokens are from what the teacher sees in the clean x."""
@@ -191,7 +201,10 @@ def build_alignment(
     made = Alignment(config, width, out, taught.digest).to(device)
     if device.type == "meta" or not due:
         return made
-    made.look_up_to(load_teacher(config.teacher, device))
+    teacher = load_teacher(config.teacher, device)
+    if config.cache:
+        teacher = Remembering(teacher, Path(config.cache).expanduser())
+    made.look_up_to(teacher)
     if taught.digest and made.digest != taught.digest:
         raise InputError(
             f"loss.align.teacher {config.teacher} is not the teacher that the run was begun with: "
