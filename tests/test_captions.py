@@ -88,6 +88,11 @@ def test_several_captions_by_columns_lists_and_rows(root, kind):
     assert found(root) == {"a.png": ("one", "two", "three", "four", "five"), "b.png": ("[six]",)}
 
 
+def test_a_caption_in_csv_may_be_longer_than_pythons_reader_expects(root):
+    table(root, "csv", [{"file_name": "a.png", "text": "x" * 200_000}])
+    assert found(root) == {"a.png": ("x" * 200_000,)}
+
+
 def test_a_caption_may_begin_with_a_bracket_in_csv(root):
     (root / "metadata.csv").write_text("file_name,captions\na.png,[cat] sits\n")
     assert found(root) == {"a.png": ("[cat] sits",)}

@@ -169,6 +169,8 @@ def test_running_out_of_memory_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
+    said = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert is_out_of_memory(RuntimeError(said))
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):

@@ -137,7 +137,7 @@ def test_gates_are_one_number_a_head_or_one_an_entry():
 
 
 def test_padding_does_not_count_wherever_it_stands():
-    model, (x, t, asked_for) = make(), asked()
+    model, (x, t, asked_for) = make(words=Words(width=24, length=9)), asked()
     value = Network(model)(x, t, asked_for).value
     noisy = torch.where(asked_for.text_mask[..., None], asked_for.text, torch.nan)
     torch.testing.assert_close(Network(model)(x, t, asked_for._replace(text=noisy)).value, value)

@@ -229,8 +229,12 @@ def test_a_configuration_of_other_heads_is_another_encoder(tmp_path):
     encoder = TextEncoder(str(tmp_path / "bert"), 8, torch.device("cpu"))
     before = encoder._digest()
     assert before == encoder.digest
-    encoder.model.config.num_attention_heads *= 2
-    assert encoder._digest() != before
-    encoder.model.config.num_attention_heads //= 2
-    encoder.model.config._name_or_path = "elsewhere"
+    file = tmp_path / "bert" / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "num_attention_heads": 2 * said["num_attention_heads"]}))
+    assert TextEncoder(str(tmp_path / "bert"), 8, torch.device("cpu")).digest != before
+    # Neither what the file says of itself counts, nor what the library adds to it.
+    file.write_text(json.dumps({**said, "transformers_version": "99", "dtype": "bfloat16"}))
+    assert TextEncoder(str(tmp_path / "bert"), 8, torch.device("cpu")).digest == before
+    encoder.model.config.a_new_default = 3
     assert encoder._digest() == before

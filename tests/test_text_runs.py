@@ -252,6 +252,30 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one(trained):
         torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [({"prompt": ["a", None]}, "prompt is None; a prompt is a text"),
+     ({"prompt": "a", "negative": ["dog"]}, r"negative is \['dog'\]; give one text, or one class"),
+     ({"prompt": "a", "negative": 1.5}, "negative is 1.5; give one text")],
+)  # fmt: skip
+def test_what_is_no_prompt_is_refused(trained, ask, sentence):
+    with pytest.raises(InputError, match=sentence):
+        trained.sample(2, guidance=2.0, **ask)
+
+
+def test_what_is_told_of_the_cost_holds_for_all_portions(trained):
+    from pointillist.request import Ask
+
+    prompts = ("a", "a", "")  # the last portion is not led anywhere
+    assert trained.answer(Ask(count=3, prompt=prompts, guidance=3.0, batch=2)).nfe == 4
+
+
+def test_a_negative_prompt_may_be_any_text_a_number_too(trained):
+    ask = {"prompt": "picture 1", "guidance": 3.0, "steps": 2}
+    none, number = (trained.sample(1, negative=negative, **ask) for negative in (None, "-1"))
+    assert not torch.equal(none, number)
+
+
 def test_the_way_from_the_empty_prompt_to_itself_is_not_walked(trained):
     from pointillist.request import Ask
 
@@ -295,6 +319,24 @@ def test_a_run_is_judged_by_the_captions_of_the_test_split(copy):
 
 
 # Encoders that differ, or are not there.
+
+
+def test_a_run_is_judged_anew_where_its_prompts_are_others(copy):
+    first = evaluate(copy / "run", metrics=("kid",), split="test")
+    again = evaluate(copy / "run", metrics=("kid",), split="test")
+    assert again["kid"] == first["kid"]
+    for path in (copy / "pictures").rglob("*.txt"):
+        path.write_text("something else")
+    assert evaluate(copy / "run", metrics=("kid",), split="test")["kid"] != first["kid"]
+
+
+def test_an_encoder_that_does_not_fit_says_so(copy, monkeypatch):
+    def full(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(InputError, match="does not fit into the memory of cpu; give a smaller"):
+        toy(copy).text.open(CPU)
 
 
 def test_an_encoder_may_have_moved(copy):
@@ -393,6 +435,13 @@ def test_prompts_from_the_command_line(made, trained, tmp_path, monkeypatch, cap
     assert code == 2 and "prompt is missing" in error
 
 
+def test_a_prompt_that_is_cut_is_told(made, tmp_path, monkeypatch, capsys):
+    words = ("sample", str(made / "run"), "--out", str(tmp_path / "a"), "--prompt", "x " * 60)
+    code, told, error = called(monkeypatch, capsys, *words, "--prompt", "short", "--json")
+    assert code == 0 and json.loads(told)["cut"] == 1
+    assert error == "1 of 2 prompts were cut at 20 tokens, which is text.length of the run\n"
+
+
 def test_a_picture_is_edited_from_the_command_line(made, trained, tmp_path, monkeypatch, capsys):
     picture = sorted((made / "pictures").rglob("*.png"))[0]
     out = tmp_path / "edited.png"
@@ -404,14 +453,20 @@ def test_a_picture_is_edited_from_the_command_line(made, trained, tmp_path, monk
     assert json.loads(told)["out"] == [str(out)]
     with Image.open(out) as image:
         assert image.size == (SIZE, SIZE)
+    Image.new("RGB", (SIZE + 1, SIZE)).save(tmp_path / "odd.png")
+    code, _, error = called(monkeypatch, capsys, "edit", str(made / "run"), str(picture),
+                            str(tmp_path / "odd.png"), "--prompt", "a", "--out",
+                            str(tmp_path / "both"))  # fmt: skip
+    assert code == 2 and "odd.png: " in error and not (tmp_path / "both").exists()
     for words, sentence in (
         (("--strength", "0"), "strength is 0.0; it lies in [1e-6, 1]"),
         (("--strength", "1.2"), "strength is 1.2; it lies in [1e-6, 1]"),
         ((), "prompt is missing"),
+        (("--out", "x.jpg"), "--out is x.jpg; name a .png"),
     ):
         said = () if not words else ("--prompt", "a")
         code, _, error = called(monkeypatch, capsys, "edit", str(made / "run"), str(picture), *said,
-                                *words, "--out", str(out))  # fmt: skip
+                                "--out", str(out), *words)  # fmt: skip
         assert code == 2 and sentence in error and error.count("\n") == 1
 
 

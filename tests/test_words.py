@@ -10,15 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointillist.data.words import (
-    Reader,
-    TextConfig,
-    captions_of,
-    check_same_words,
-    first_of,
-    prompts_of,
-    read_all,
-)
+from pointillist.data.prompts import captions_of, first_of, prompts_of, said_of
+from pointillist.data.words import Reader, TextConfig, check_same_words, read_all
 from pointillist.draws import Draw
 from pointillist.frozen.text import TextEncoder
 from pointillist.run import Run
@@ -256,6 +249,31 @@ def test_features_that_float16_cannot_hold_are_refused(root, tmp_path, monkeypat
     opened(root, tmp_path, precision="float32").keep(CAPTIONS)
 
 
+def test_an_encoder_that_is_another_when_it_is_opened_again_is_refused(root, tmp_path):
+    import shutil
+
+    shutil.copytree(root / "bert", tmp_path / "bert")
+    reader = TextConfig(encoder=str(tmp_path / "bert"), length=20, device="cpu").open(CPU)
+    reader.keep(("a cat",))
+    reader.rest()
+    text_case.encoder(tmp_path / "bert", "bert", seed=1)
+    reader.keep(("a cat",))  # known already
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        reader.keep(("a dog",))
+
+
+def test_a_cache_that_holds_all_need_not_be_writable(root, tmp_path, monkeypatch):
+    opened(root, tmp_path).keep(CAPTIONS)
+
+    def refuse(*asked, **more):
+        raise AssertionError("written")
+
+    monkeypatch.setattr("pointillist.data.words.locked", refuse)
+    opened(root, tmp_path).keep(CAPTIONS)
+    with pytest.raises(AssertionError, match="written"):
+        opened(root, tmp_path).keep(("new",))
+
+
 # Whole sets.
 
 
@@ -270,7 +288,7 @@ def test_a_set_is_read_whole_and_counted(root, tmp_path, never):
     never()
     reader.take(("", "a dog", "y" * 30), CPU)
     assert captions_of(source)[1] == () and first_of(captions_of(source), 4)[:2] == ("a cat", "")
-    assert prompts_of(source, range(3)) == ("a cat", "y" * 30, "a cat")
+    assert prompts_of(said_of(source), range(3)) == ("a cat", "y" * 30, "a cat")
 
 
 def test_the_words_of_a_run_are_the_encoders(root):

@@ -1,5 +1,6 @@
 """From a request to pictures: the walk of a trained network, in portions."""
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -136,9 +137,10 @@ class Answering(ABC):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise too_many(index.shape[0], size, self.spec, self.device) from None
+                raise too_many(index.shape[0], size, self.spec, self.device,
+                               start is not None) from None  # fmt: skip
             parts.append(x.float().cpu())
-            nfe = count.nfe
+            nfe = max(nfe, count.nfe)  # a portion that asks no reference costs less
             if progress is not None:
                 progress(min(first + ask.batch, ask.count))
         return Samples(torch.cat(parts), labels, nfe)
@@ -214,6 +216,8 @@ class Answering(ABC):
         self, ask: Ask, guide: "Answering | None", size: tuple[int, ...]
     ) -> tuple[GuidanceConfig, "Answering | None"]:
         """What the request and the run say of guidance together, and the weaker network if any."""
+        if self.spec.words is None and ask.negative == "-1":  # no label, as it is typed
+            ask = dataclasses.replace(ask, negative=-1)
         found = asked_guidance(ask, self.run.sample.guidance, guide is not None)
         if found.scale == 1:
             return found, None

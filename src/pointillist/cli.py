@@ -17,8 +17,10 @@ from pointillist.cli_words import (
     AsJson,
     Overrides,
     check_sample_words,
+    check_sheet,
     parse_interval,
     set_words,
+    tell_cut,
 )
 from pointillist.types import InputError, parse_size
 
@@ -114,7 +116,6 @@ def sample(
     import time
 
     from pointillist.console import Drawing
-    from pointillist.data.decode import SUFFIXES
     from pointillist.data.known_pixels import read_pixels
     from pointillist.engine.checkpoint import check_writable
     from pointillist.engine.device import DTYPES
@@ -125,8 +126,7 @@ def sample(
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype}; it is one of {', '.join(DTYPES)}")
-    if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
-        raise InputError(f"--out is {out}; name a .png for one sheet, or a folder for single files")
+    check_sheet(out)
     if random_init and ema is not None:
         raise InputError(f"--ema is {ema}, but random weights have no averages; leave it out")
     if random_init:
@@ -157,6 +157,7 @@ def sample(
     with Drawing(count) as drawing:
         found = trained.answer(ask, progress=drawing, known=known)
     seconds = time.perf_counter() - begun
+    cut = tell_cut(trained, prompts)
     pictures = flat(found.x)
     if out.suffix == ".png":
         save_png(contact_sheet(pictures), out)
@@ -169,6 +170,7 @@ def sample(
         "nfe": found.nfe,
         "seed": seed,
         "repeated": again,
+        "cut": cut,
         "seconds": round(seconds, 2),
         "images_per_second": round(count / seconds, 2),
     }

@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pointillist.cli_words import SAMPLERS, AsJson, check_sample_words, set_words
+from pointillist.cli_words import (
+    SAMPLERS,
+    AsJson,
+    check_sample_words,
+    check_sheet,
+    set_words,
+    tell_cut,
+)
 from pointillist.types import InputError, parse_size
 
 reconstruct_app = typer.Typer()
@@ -181,6 +188,7 @@ def edit(
 ) -> None:
     """A picture changed towards what a prompt or a class says, at its own size."""
     from pointillist.engine.checkpoint import check_writable
+    from pointillist.layers.patch import patch_grid
     from pointillist.pictures import contact_sheet, save_png
     from pointillist.reconstruct import read_picture
     from pointillist.sample import load
@@ -188,6 +196,7 @@ def edit(
     files, words = _split(inputs)
     if not files:
         raise InputError("no INPUT is given; edit needs a picture")
+    check_sheet(out)
     single = out.suffix.lower() == ".png" and not out.is_dir()
     if single and len(files) > 1:
         raise InputError(f"--out is {out}, and {len(files)} inputs are given; name a folder")
@@ -199,6 +208,11 @@ def edit(
     trained = load(run, ema, device)
     set_words(trained, words)
     pictures = [read_picture(file, trained.spec) for file in files]
+    for file, picture in zip(files, pictures, strict=True):  # all, before the first is drawn
+        try:
+            patch_grid(tuple(picture.shape[2:]), getattr(trained.run.model, "patch_size", 1))
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     for name in names:
         check_writable(name)
     begun = time.perf_counter()
@@ -208,9 +222,10 @@ def edit(
             sampler=sampler, guidance=guidance, dtype=dtype, seed=seed,
         )  # fmt: skip
         save_png(contact_sheet(found), name)
-    seconds = round(time.perf_counter() - begun, 2)
+    seconds, cut = round(time.perf_counter() - begun, 2), tell_cut(trained, prompt)
     if as_json:
-        facts = {"out": [str(name) for name in names], "strength": strength, "seed": seed}
+        facts = {"out": [str(name) for name in names], "strength": strength, "seed": seed,
+                 "cut": cut}  # fmt: skip
         print(json.dumps({**facts, "seconds": seconds}))
         return
     print(f"{len(names)} edited, strength {strength:g}, {seconds:.1f} s, in {out}")

@@ -1,6 +1,8 @@
 """Arguments that several commands share."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +36,27 @@ def check_sample_words(words: Sequence[str], elsewhere: str = "") -> None:
             raise InputError(
                 f"{text}: a run folder describes itself; only sample.* may be set there{elsewhere}"
             )
+
+
+def check_sheet(out: Path) -> None:
+    """InputError for a picture's name of another kind than .png, which would become a folder."""
+    from pointillist.data.decode import SUFFIXES
+
+    if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
+        raise InputError(f"--out is {out}; name a .png for one picture, or a folder for more")
+
+
+def tell_cut(trained: Any, prompts: Any) -> int:
+    """How many prompts were longer than the run reads; a line says so, whatever else is printed."""
+    if trained.spec.words is None or prompts is None:
+        return 0
+    each = (prompts,) if isinstance(prompts, str) else prompts
+    cut = trained.reader.cut(each)
+    if cut:
+        what = "the prompt was" if len(each) == 1 else f"{cut} of {len(each)} prompts were"
+        print(f"{what} cut at {trained.run.text.length} tokens, which is text.length of the run",
+              file=sys.stderr)  # fmt: skip
+    return cut
 
 
 def set_words(trained: Any, words: Sequence[str]) -> None:

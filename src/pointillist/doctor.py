@@ -85,5 +85,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = [f"pointillist {found['pointillist']}, Python {found['python']}"]
     for title in ("packages", "devices", "parts"):
         text.append(f"{title}:")
-        text += [f"  {name:<26} {value}" for name, value in found[title].items()]
+        width = max(map(len, found[title]), default=0)
+        text += [f"  {name:<{width}}  {value}" for name, value in found[title].items()]
     return text

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pointillist.data.prompts import first_of, prompts_of, said_of
 from pointillist.data.report import Refused
 from pointillist.data.source import Source
-from pointillist.data.words import Reader, first_of, prompts_of
+from pointillist.data.words import Reader
 from pointillist.engine.device import autocast
 from pointillist.engine.ema import EMA
 from pointillist.engine.track import Tracks
@@ -71,7 +72,7 @@ class Grid:
         self.tracks, self.reader = tracks, reader
         self.truth = self.observed = self.label = self.prompt = None
         if reader is not None:
-            self.prompt = prompts_of(test, range(run.train.grid))
+            self.prompt = prompts_of(said_of(test), range(run.train.grid))
         if run.train.grid and run.task.observes:
             batch = held_out_batch(test, run.train.grid)
             self.truth, self.label = batch.x, batch.label if spec.classes else None

@@ -58,6 +58,11 @@ def ask_of(fields: dict[str, Any]) -> Ask:
         if isinstance(value, bool) or not isinstance(value, Real | GuidanceConfig | None):
             raise InputError(f"{name} is {value!r}; it must be a number")
     kept["prompt"] = plain_prompt(kept.get("prompt"))
+    negative = kept.get("negative")
+    if not (negative is None or isinstance(negative, str)):
+        if isinstance(negative, bool) or not hasattr(negative, "__index__"):
+            raise InputError(f"negative is {negative!r}; give one text, or one class, for all")
+        kept["negative"] = operator.index(negative)
     return Ask(**{**kept, "label": plain_label(kept.get("label"))})
 
 
@@ -111,10 +116,11 @@ def _one_label(label: Any) -> int | str:
 
 def plain_prompt(prompt: Any) -> str | tuple[str, ...] | None:
     """A text, or one for each picture of a list of texts; InputError for what is none of them."""
-    each = prompt if isinstance(prompt, list | tuple) else [prompt]
-    for one in each:
-        if one is not None and not isinstance(one, str):
-            raise InputError(f"prompt is {one!r}; a prompt is a text")
+    if prompt is None:
+        return None
+    for one in prompt if isinstance(prompt, list | tuple) else [prompt]:
+        if not isinstance(one, str):
+            raise InputError(f'prompt is {one!r}; a prompt is a text, "" for nothing said')
     return tuple(prompt) if isinstance(prompt, list | tuple) else prompt
 
 
@@ -258,11 +264,16 @@ def check_numbers(ask: Ask, spec: Spec) -> None:
         raise InputError("latents is true, but the run has pixels; leave it out")
 
 
-def too_many(count: int, size: tuple[int, ...], spec: Spec, device: torch.device) -> InputError:
-    """What is said where so many pictures do not fit into the memory at once."""
+def too_many(
+    count: int, size: tuple[int, ...], spec: Spec, device: torch.device, begun: bool = False
+) -> InputError:
+    """What is said where so many pictures do not fit into the memory at once; `begun`: the walk
+    began with pictures, whose size is the answer's.
+    """
     factor = 1 if spec.code is None else spec.code.factor
     shown, fits = "x".join(str(n * factor) for n in size), count // 2
-    remedy = f"try --batch {fits}" if fits else "ask for a smaller --size"
+    smaller = "make the picture smaller" if begun else "ask for a smaller --size"
+    remedy = f"try --batch {fits}" if fits and not begun else smaller
     return InputError(f"{count} of {shown} pixels at once do not fit into the memory of {device}; "
                       f"{remedy}")  # fmt: skip
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointillist.agreement import check_reads
 from pointillist.answer import Answering
 from pointillist.engine.device import pick_device
 from pointillist.guidance import AutoConfig
 from pointillist.known import Observed, given_of, rows_of
 from pointillist.known_points import observed
+from pointillist.models import Network
 from pointillist.posterior import Posterior, RunningMoments
 from pointillist.request import (
     ask_of,
@@ -251,4 +253,6 @@ def load(
 def untrained(run: Run, spec: Spec, device: str | None = None) -> Trained:
     """A network with the random weights of the run's seed."""
     torch.manual_seed(run.seed)
-    return Trained(run, spec, run.model.build(spec), pick_device(device or run.device))
+    model = run.model.build(spec)
+    check_reads(run, spec, Network(model).takes)
+    return Trained(run, spec, model, pick_device(device or run.device))

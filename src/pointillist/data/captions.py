@@ -106,6 +106,7 @@ def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".csv":
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field as long as the file
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             return [(reader.line_num, row) for row in reader]

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pointillist.data.prompts import captions_of
 from pointillist.data.source import Source
 from pointillist.engine.checkpoint import write_atomically
-from pointillist.engine.device import DeviceName, pick_device
+from pointillist.engine.device import DeviceName, is_out_of_memory, pick_device
 from pointillist.engine.session import locked
 from pointillist.frozen.text import Features, TextEncoder, check_length, plain, promise
 from pointillist.types import InputError, Spec, Words, config
@@ -110,9 +111,10 @@ def check_same_words(text: TextConfig, kept: Words | None, now: Words | None) ->
             )
     if text.verify and kept.digest and now.digest and kept.digest != now.digest:
         raise InputError(
-            f"text.encoder {name} has other weights or another tokenizer than the one that the run "
-            f"was trained with; give that one, or set text.verify=false (for a run that is "
-            f"trained: in its run.yaml) to take it all the same"
+            f"text.encoder {name} has other weights, another configuration or another tokenizer "
+            f"than the one that the run was trained with; give that one, or set "
+            f"text.verify=false (for a run that is trained: in its run.yaml) to take it all the "
+            f"same"
         )
 
 
@@ -161,10 +163,11 @@ class Reader:
 
     def __init__(self, text: TextConfig, device: torch.device, folder: Path | None) -> None:
         self.text, self.device = text, device
-        self.encoder: TextEncoder | None = None
-        opened = self.opened()
-        self.words = Words(width=opened.width, length=text.length, digest=opened.digest)
-        name = f"{opened.digest[:16]}-{text.length}-{text.precision}"
+        with _fitting(text.encoder, device):
+            self.encoder: TextEncoder | None = TextEncoder(text.encoder, text.length, device)
+        digest = self.encoder.digest
+        self.words = Words(width=self.encoder.width, length=text.length, digest=digest)
+        name = f"v{FORMAT}-{digest[:16]}-{text.length}-{text.precision}"
         self.folder = None if folder is None else folder / name
         self.parts: list[Part] = []
         self.known: set[str] = set()  # names of parts that were read
@@ -172,7 +175,14 @@ class Reader:
 
     def opened(self) -> TextEncoder:
         if self.encoder is None:
-            self.encoder = TextEncoder(self.text.encoder, self.text.length, self.device)
+            with _fitting(self.text.encoder, self.device):
+                again = TextEncoder(self.text.encoder, self.text.length, self.device)
+            if again.digest != self.words.digest:
+                raise InputError(
+                    f"text.encoder {self.text.encoder} was changed while it was in use: its files "
+                    f"are others than at the start; begin again"
+                )
+            self.encoder = again
         return self.encoder
 
     def rest(self) -> None:
@@ -182,6 +192,8 @@ class Reader:
     def keep(self, captions: Iterable[str], watch: Watch | None = None) -> None:
         """Encode those that are not kept yet; `watch` hears how many of how many."""
         wanted = {key(caption): caption for caption in captions}
+        if self._missing(wanted):
+            self._scan()  # all may be there, perhaps where nobody may write
         if not self._missing(wanted):
             return
         lock: Any = contextlib.nullcontext()
@@ -267,7 +279,8 @@ class Reader:
         part, done = Part(tokens, ends, pooled, np.array(cut, bool)), 0
         order = sorted(range(len(captions)), key=lambda i: len(ids[i]))
         for some in _portions(order, AT_ONCE):
-            found = encoder([captions[i] for i in some])
+            with _fitting(self.text.encoder, self.device):
+                found = encoder([captions[i] for i in some])
             both = found.text.cpu().numpy(), found.pooled.cpu().numpy()
             with np.errstate(over="ignore"):
                 text, one = (value.astype(kind) for value in both)
@@ -325,6 +338,20 @@ class Reader:
         self._enter(keys, Part(tokens, ends, pooled, cut))
 
 
+@contextlib.contextmanager
+def _fitting(name: str, device: torch.device) -> Iterator[None]:
+    """Says what helps where an encoder and its answers do not fit into the memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        elsewhere = "give a smaller one" if device.type == "cpu" else "set text.device=cpu"
+        raise InputError(
+            f"text.encoder {name} does not fit into the memory of {device}; {elsewhere}"
+        ) from None
+
+
 def key(caption: str) -> bytes:
     """What a caption is kept by."""
     return hashlib.blake2b(plain(caption).encode(), digest_size=16).digest()
@@ -335,11 +362,6 @@ def _portions(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
 
 
 # Of whole sets.
-
-
-def captions_of(source: Source) -> Sequence[tuple[str, ...]]:
-    """Every caption of every sample; () where it has none."""
-    return getattr(source, "caption", None) or ((),) * len(source)
 
 
 def read_all(
@@ -359,17 +381,6 @@ def read_all(
         "cut": reader.cut(captions),
         "missing": sum(not any(sample) for sample in samples),
     }
-
-
-def first_of(captions: Sequence[tuple[str, ...]] | None, count: int) -> tuple[str, ...]:
-    """The first caption of each of `count` samples; "" where there is none."""
-    return tuple(next(iter(some), "") for some in captions or ((),) * count)
-
-
-def prompts_of(source: Source, numbers: Iterable[int]) -> tuple[str, ...]:
-    """Captions of a set for pictures of these numbers: those that there are, in turn."""
-    there = [caption for caption in first_of(captions_of(source), len(source)) if caption] or [""]
-    return tuple(there[number % len(there)] for number in numbers)
 
 
 def show(done: int, total: int) -> None:

@@ -86,7 +86,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
+        "can't allocate memory" in text
+        or "not enough memory" in text
+        or "out of memory" in text
+        or "ALLOC_FAILED" in text  # cuBLAS and cuDNN have words of their own
     )
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pointillist.data.prompts import prompts_of, said_of
 from pointillist.data.source import Source
-from pointillist.data.words import prompts_of
 from pointillist.draws import permutation
 from pointillist.engine.device import memory_in_use
 from pointillist.engine.session import locked
@@ -63,13 +63,13 @@ def generate(
 
     Of a run that reads captions those of the test split are the prompts, in turn.
     """
-    test = None if trained.spec.words is None else trained.run.data.open("test")
+    said = None if trained.spec.words is None else said_of(trained.run.data.open("test"))
 
     def make(first: int, number: int) -> dict[str, Tensor]:
         begun = time.perf_counter()
         ask, numbers = plan.ask(number), range(first, first + number)
-        if test is not None:
-            ask = dataclasses.replace(ask, prompt=prompts_of(test, numbers))
+        if said is not None:
+            ask = dataclasses.replace(ask, prompt=prompts_of(said, numbers))
         found = trained.answer(ask, numbers=torch.tensor(numbers))
         pictures, middle = levels(found.x), time.perf_counter()
         held = memory_in_use()

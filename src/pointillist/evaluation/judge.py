@@ -10,7 +10,7 @@ import torch
 
 from pointillist.data.collection import nominal
 from pointillist.data.latent import decoder_of
-from pointillist.data.words import first_of
+from pointillist.data.prompts import first_of, said_of
 from pointillist.engine.device import autocast
 from pointillist.engine.session import locked
 from pointillist.evaluation.check import check, enough, open_split
@@ -223,9 +223,17 @@ def key_of(trained: Trained, plan: Plan) -> dict[str, Any]:
         **decoded_by(trained),
         "objective": run["objective"], "model": run["model"], "classes": trained.spec.classes,
         "guide": guide and {k: to_dict(guide.run)[k] for k in ("objective", "model")},
-        **({} if trained.spec.words is None else
-           {"words": dataclasses.asdict(trained.spec.words), "data": trained.spec.fingerprint}),
+        **said_by(trained),
     }  # fmt: skip
+
+
+def said_by(trained: Trained) -> dict[str, Any]:
+    """What prompts are and become; nothing where no captions are read."""
+    if trained.spec.words is None:
+        return {}
+    prompts = repr(said_of(nominal(trained.run.data).open("test")))
+    return {"words": dataclasses.asdict(trained.reader.words),
+            "prompts": hashlib.blake2b(prompts.encode(), digest_size=16).hexdigest()}  # fmt: skip
 
 
 def weights_digest(trained: Trained) -> str:

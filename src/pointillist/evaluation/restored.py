@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pointillist.data.prompts import first_of
 from pointillist.data.source import Source
-from pointillist.data.words import first_of
 from pointillist.engine.device import memory_in_use
 from pointillist.evaluation.generated import Progress
 from pointillist.evaluation.parts import Parts

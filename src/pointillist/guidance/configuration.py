@@ -91,8 +91,8 @@ class GuidanceConfig:
 
     @property
     def negated(self) -> bool:
-        """Whether the reference has a label."""
-        return str(self.negative) != "-1"
+        """Whether the reference has a label, or a prompt; "-1" is one as any other text."""
+        return self.negative != -1
 
     @property
     def idle(self) -> str | None:

@@ -39,6 +39,11 @@ def text_of(given: Given, words: Words, kind: str) -> Float[Tensor, "b l e"]:
             f"captions have features of width {width}, but model {kind} was built for "
             f"{words.width}; encode them by the encoder that it was trained with"
         )
+    if given.text.shape[1] > words.length:
+        raise InputError(
+            f"captions have {given.text.shape[1]} tokens, but model {kind} reads {words.length}; "
+            f"cut them, as text.length does"
+        )
     return given.text
 
 
@@ -78,11 +83,6 @@ class TextEmbedding(nn.Module):
         text = text_of(given, self.words, self.kind)
         mask = None if self.attend_padding else given.text_mask
         length = text.shape[1]
-        if length > self.words.length:
-            raise InputError(
-                f"captions have {length} tokens, but model {self.kind} has places for "
-                f"{self.words.length}; shorten them"
-            )
         # What is read may not depend on the captions beside it; one without a mask has no padding.
         if self.attend_padding and given.text_mask is not None:
             text = F.pad(text, (0, 0, 0, self.words.length - length))
