@@ -1,6 +1,6 @@
 """Gated grouped-query attention against torch's own, around the same projections.
 
-    python bench/gqa.py [--rounds 7] [--threads 1] [--tokens 1024]
+    python bench/gqa.py [--rounds 7] [--threads 1] [--tokens 1024] [--bfloat16]
 
 Width 1,024, 16 heads to 4 keys, a gate a head: forward and backward of `GroupedAttention`, which
 lays the queries of a group under one another, and of the same layer with
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--bfloat16", action="store_true", help="too: slow where it is emulated")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
@@ -58,7 +59,7 @@ def main() -> None:
         return call
 
     rows = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + asked.bfloat16]:
         for name, mask in (("no mask", None), ("mask of keys", hidden)):
             calls = {form: step(form, dtype, mask) for form in FORMS}
             gradients = [call().clone() for call in calls.values()]

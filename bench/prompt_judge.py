@@ -5,8 +5,10 @@
 The judge is a small convolutional network from a picture to its caption's MiniLM vector, trained on
 the training split of the embedded emoji. Of 100 held-out captions, each of another base emoji, a
 picture's own is to be among the ten that lie nearest to what the judge says of it: chance is 0.1.
-Real held-out pictures come first, then what every run draws for the 100 captions, `--draws` each,
-then the same pictures against captions in another order. Intervals are of captions, by bootstrap.
+Real held-out pictures come first, then what every run draws for the 100 captions, `--draws` each.
+Beside each stand the same pictures with other captions: in random orders, where chance is to be
+found, and with another caption of the same category (faces, flags, food, ...), which is what those
+score that follow the category alone. Intervals are of captions, by bootstrap.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import pointillist as pt
 from pointillist.data.emoji import EmojiConfig, is_test, rows
 from pointillist.frozen.text import TextEncoder
 
-ASKED, TOP, STEPS, BATCH, EDGE = 100, 10, 3000, 192, 32
+ASKED, TOP, STEPS, BATCH, EDGE = 100, 10, 1500, 128, 32
 
 
 def block(inside: int, outside: int) -> nn.Sequential:
@@ -74,6 +76,26 @@ def hits(model: nn.Module, x: Tensor, words: Tensor) -> Tensor:
     return ((score > own).sum(1) < TOP).double()
 
 
+def orders(categories: list[str]) -> dict[str, list[Tensor]]:
+    """Which caption each picture is asked for: its own; in 20 random orders none its own; the next
+    of its category.
+    """
+    n, generator = len(categories), torch.Generator().manual_seed(0)
+    mixed: list[Tensor] = []
+    while len(mixed) < 20:
+        # A random cycle through all: nobody keeps his own.
+        cycle = torch.randperm(n, generator=generator)
+        order = torch.empty(n, dtype=torch.long)
+        order[cycle] = cycle.roll(1)
+        mixed.append(order)
+    near = torch.arange(n)
+    for category in set(categories):
+        some = torch.tensor([i for i, name in enumerate(categories) if name == category])
+        near[some] = some.roll(1)
+    return {"": [torch.arange(n)], ", captions in other orders": mixed,
+            ", another caption of the category": [near]}  # fmt: skip
+
+
 def told(rate: Tensor) -> dict[str, float]:
     """Mean of captions' rates, with the 95 % bootstrap interval."""
     draws = np.random.default_rng(0).integers(0, len(rate), (10_000, len(rate)))
@@ -82,12 +104,15 @@ def told(rate: Tensor) -> dict[str, float]:
             "high": round(float(high), 4)}  # fmt: skip
 
 
-def candidates() -> list[int]:
-    """Held-out pictures by their place in the split: the first of each base emoji, a fixed 100."""
+def candidates() -> tuple[list[int], list[str]]:
+    """Held-out pictures by their place in the split, the first of each base emoji, a fixed 100; and
+    their categories.
+    """
     test = [row for row in rows() if is_test(row["base"])]
     first = list({row["base"]: i for i, row in reversed(list(enumerate(test)))}.values())
     order = np.random.default_rng(0).permutation(sorted(first))
-    return sorted(int(i) for i in order[:ASKED])
+    chosen = sorted(int(i) for i in order[:ASKED])
+    return chosen, [test[i]["category"] for i in chosen]
 
 
 def main() -> None:
@@ -112,26 +137,24 @@ def main() -> None:
     model = judge(words.shape[1])
     fit(model, x, words)
     x, words, captions = read(test)
-    at = candidates()
+    at, categories = candidates()
     x, words, prompts = x[at], words[at], tuple(captions[i] for i in at)
-    away = torch.roll(torch.arange(ASKED), ASKED // 2)
-    facts: dict[str, object] = {
-        "captions": ASKED, "top": TOP, "chance": TOP / ASKED, "real": told(hits(model, x, words)),
-        "real, captions in another order": told(hits(model, x, words[away])),
-    }  # fmt: skip
-    print(facts, flush=True)
+    facts: dict[str, object] = {"captions": ASKED, "top": TOP, "chance": TOP / ASKED}
+
+    def score(name: str, drawn: list[Tensor]) -> None:
+        for what, some in orders(categories).items():
+            rates = [hits(model, x, words[order]) for x in drawn for order in some]
+            facts[name + what] = told(torch.stack(rates).mean(0))
+        print(facts, flush=True)
+
+    score("real", [x])
     for folder in asked.runs:
         run = pt.load(folder)
-        drawn = [
+        score(Path(folder).name, [
             run.sample(count=ASKED, prompt=prompts, seed=seed, guidance=asked.guidance,
                        dtype=asked.dtype, size=(EDGE, EDGE)).clamp(-1, 1)
             for seed in range(asked.draws)
-        ]  # fmt: skip
-        name = Path(folder).name
-        for what, order in (("", torch.arange(ASKED)), (", captions in another order", away)):
-            rates = torch.stack([hits(model, x, words[order]) for x in drawn]).mean(0)
-            facts[f"{name}{what}"] = told(rates)
-        print(facts, flush=True)
+        ])  # fmt: skip
     record("prompt-judge", facts)
 
 
