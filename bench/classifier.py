@@ -1,6 +1,7 @@
 """Does a class-conditional run draw what it is asked for? A small classifier trained on CIFAR-10.
 
-    python bench/classifier.py RUN... [--data DIR] [--count 500] [--guidance W] [--dtype DTYPE]
+    python bench/classifier.py RUN... [--data DIR] [--count 500] [--guidance W]
+        [--dtype DTYPE] [--record NAME]
 
 The classifier sees real pictures only. Its accuracy on the real test set is printed beside the
 share of samples in which it recognises the class that was asked for; chance is 0.1.
@@ -56,8 +57,7 @@ def fit(model: nn.Module, x: torch.Tensor, label: torch.Tensor) -> None:
             part = units(padded[at, :, top : top + 32, left : left + 32])
             if torch.rand(1, generator=generator) < 0.5:
                 part = part.flip(-1)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = F.cross_entropy(model(part).float(), label[at], label_smoothing=0.1)
+            loss = F.cross_entropy(model(part), label[at], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -77,7 +77,8 @@ def main() -> None:
     parser.add_argument("--data", default="data/cifar10")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--record", default="classifier", help="name of the result")
     asked = parser.parse_args()
     torch.manual_seed(0)
     model = classifier()
@@ -94,7 +95,7 @@ def main() -> None:
         by_class = [round(float(hits[found.label == i].float().mean()), 2) for i in range(10)]
         facts[Path(folder).name] = {"recognised": round(float(hits.float().mean()), 4),
                                     "by class": by_class, "nfe": found.nfe}  # fmt: skip
-    record("classifier", facts)
+    record(asked.record, facts)
 
 
 if __name__ == "__main__":
