@@ -16,8 +16,8 @@ from pointillist.types import Estimate, InputError
 PATHS = get_args(get_args(Objective)[0])
 # On [0.05, 0.95]. UniPC's corrector adds one; lms starts with a step of order one, whose error
 # stays (a later step's is of order four: tests/test_samplers.py).
-ORDER = {"euler": 1, "heun": 2, "ab2": 2, "ab2_even": 2, "lms": 2, "dpmpp_2m": 2, "dpmpp_2s": 2,
-         "unipc": 3, "ddim": 1}  # fmt: skip
+ORDER = {"euler": 1, "heun": 2, "heun_edm": 2, "ab2": 2, "ab2_even": 2, "lms": 2,
+         "dpmpp_2m": 2, "dpmpp_2s": 2, "unipc": 3, "ddim": 1}  # fmt: skip
 FIRST = ("euler", "ddim", "euler_maruyama", "stochastic_heun", "ddpm", "ddpm_large",
          "euler_ancestral")  # fmt: skip
 # Of the variance of a Gaussian with 64 and 256 steps; of second order otherwise.

@@ -15,10 +15,11 @@ from pointillist.samplers.times import ratio_of
 from pointillist.types import Estimate, InputError
 
 # Over a walk of five steps from 0 to 1.
-EVALUATIONS = {"euler": 5, "heun": 9, "ab2": 5, "ab2_even": 5, "lms": 5, "dpmpp_2m": 5,
-               "dpmpp_2s": 8, "unipc": 5, "ddim": 5, "euler_maruyama": 5, "stochastic_heun": 9,
-               "ddpm": 5, "ddpm_large": 5, "euler_ancestral": 5, "dpmpp_2s_ancestral": 8,
-               "dpmpp_2m_sde": 5, "heun_churn": 8, "langevin": 9}  # fmt: skip
+EVALUATIONS = {"euler": 5, "heun": 9, "heun_edm": 8, "ab2": 5, "ab2_even": 5, "lms": 5,
+               "dpmpp_2m": 5, "dpmpp_2s": 8, "unipc": 5, "ddim": 5, "euler_maruyama": 5,
+               "stochastic_heun": 9, "ddpm": 5, "ddpm_large": 5, "euler_ancestral": 5,
+               "dpmpp_2s_ancestral": 8, "dpmpp_2m_sde": 5, "heun_churn": 8,
+               "langevin": 9}  # fmt: skip
 
 every = pytest.mark.parametrize("name", SAMPLERS)
 steady = pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in STOCHASTIC])
@@ -143,7 +144,7 @@ def test_watch_sees_every_step_and_cancels_by_raising(name):
 
     calls = []
     before = {"heun": 5, "dpmpp_2s": 4, "stochastic_heun": 5, "dpmpp_2s_ancestral": 4,
-              "heun_churn": 4, "langevin": 5}.get(name, 3)  # fmt: skip
+              "heun_churn": 4, "heun_edm": 4, "langevin": 5}.get(name, 3)  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         SAMPLERS[name](
             lambda x, t: calls.append(t) or -x, torch.ones(2), time_grid(4), watch=stop, noise=none

@@ -14,9 +14,9 @@ Overrides = Annotated[
 ]
 # Named here, as --help should not have to import torch; a test holds them against what there is.
 SAMPLERS = (
-    "euler, heun, ab2, ab2_even, lms, dpmpp_2m, dpmpp_2s, unipc, ddim, euler_maruyama, "
-    "stochastic_heun, ddpm, ddpm_large, euler_ancestral, dpmpp_2s_ancestral, dpmpp_2m_sde, "
-    "heun_churn, langevin"
+    "euler, heun, heun_edm, ab2, ab2_even, lms, dpmpp_2m, dpmpp_2s, unipc, ddim, "
+    "euler_maruyama, stochastic_heun, ddpm, ddpm_large, euler_ancestral, dpmpp_2s_ancestral, "
+    "dpmpp_2m_sde, heun_churn, langevin"
 )
 METRICS = (
     "fid, kid, precision, recall, psnr, psnr_whole, psnr_draw, ssim, lpips, crps, coverage, "

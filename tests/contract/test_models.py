@@ -198,7 +198,7 @@ def test_what_does_not_divide_by_the_patch_is_refused_with_a_size_that_does(conf
 
 
 NFE = {"heun": 5, "stochastic_heun": 5, "dpmpp_2s": 4, "dpmpp_2s_ancestral": 4, "heun_churn": 4,
-       "langevin": 5}  # fmt: skip
+       "heun_edm": 4, "langevin": 5}  # fmt: skip
 
 
 @pytest.mark.parametrize("predict", ["x", "velocity", "eps"])

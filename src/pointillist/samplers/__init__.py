@@ -62,6 +62,7 @@ __all__ = [
 SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "heun": heun,
+    "heun_edm": functools.partial(heun_churn, churn=0.0),  # Heun by sigma/alpha, EDM's Alg. 1
     "ab2": ab2,
     "ab2_even": functools.partial(ab2, even=True),
     "lms": lms,
