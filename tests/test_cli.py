@@ -213,7 +213,7 @@ BAD = [
     (("sample", "RUN", "--size", "30x32"), "no multiple of the patch size 4"),
     (("sample", "RUN", "--size", "big"), "--size is big"),
     (("sample", "RUN", "--size", "²"), "--size is ²"),
-    (("sample", "RUN", "--out", "s.jpg"), "name a .png for one sheet, or a folder"),
+    (("sample", "RUN", "--out", "s.jpg"), "name a .png for one picture, or a folder"),
     (("sample", "RUN", "--guidance", "nan"), "guidance is nan"),
     (("sample", "debug", "--random-init", "--ema", "0.9"), "random weights have no averages"),
     (("sample", "RUN", "--interval", "1"), "--interval is 1"),

@@ -159,6 +159,19 @@ def test_a_run_goes_on_with_its_cache_elsewhere_but_not_without(tmp_path):
     pt.train(run(str(tmp_path / "other"), 64), tmp_path / "run", resume=True)
 
 
+def test_the_precision_of_the_run_is_not_the_answers(tmp_path):
+    class Product(Means):
+        def __call__(self, x, grid):
+            pooled = super().__call__(x, grid)
+            return (torch.full((3, 3), 1 / 3) @ pooled.flatten(2)).unflatten(2, grid)
+
+    x = pictures(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Remembering(Product(), tmp_path)(x, (2, 2))
+    exact = Product()(x, (2, 2))
+    assert ((found - exact).abs() <= exact.abs() * 2**-11).all()
+
+
 def test_what_never_comes_again_is_not_kept():
     run = Run.load("debug", *TOY, "loss.align.cache=x", "augment.geometric=0.1",
                    "model.augment_labels=9")  # fmt: skip

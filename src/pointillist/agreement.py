@@ -14,11 +14,14 @@ from pointillist.types import InputError, Spec, Takes, grid_axes
 
 def check_augment(run: Any, spec: Spec) -> None:
     """What is done to pictures is told to the network, and can be done to them."""
-    if run.augment.geometric and run.loss.align.cache:
-        raise InputError(
-            f"loss.align.cache is {run.loss.align.cache}, but augment.geometric is "
-            f"{run.augment.geometric}, after which no picture comes twice; set one of them to none"
-        )
+    moves = {"augment.geometric": run.augment.geometric,
+             "model.jitter": getattr(run.model, "jitter", 0)}  # fmt: skip
+    for name, value in moves.items():
+        if value and run.loss.align.cache:
+            raise InputError(
+                f"loss.align.cache is {run.loss.align.cache}, but {name} is {value}, after which "
+                f'no picture comes twice; set {name}=0, or loss.align.cache=""'
+            )
     told, taken = run.augment.labels, getattr(run.model, "augment_labels", None)
     if told and taken is None:
         raise InputError(

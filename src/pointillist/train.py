@@ -244,8 +244,6 @@ def _train(
             event = {"event": "evaluation", "images": state.images}
             emit({**event, **judging(model, ema, state.images)})
             begun += time.perf_counter() - pause
-        if alignment is not None and (due or last):
-            alignment.keep()
         if ranks.leads and (due or last):
             pause = time.perf_counter()
             # Who asks to stop may not wait long: only what would be lost is done.
@@ -258,6 +256,10 @@ def _train(
             if not stopping:
                 grid(model, ema, state.images)
             begun += time.perf_counter() - pause  # speed is that of training alone
+        if alignment is not None and (due or last):
+            pause = time.perf_counter()
+            alignment.keep()  # behind the checkpoint, which cannot be made again
+            begun += time.perf_counter() - pause
         if stopping:
             raise Interrupted(f"stopped at {state.images} images; saved, --resume continues")
 

@@ -1,9 +1,10 @@
 """Captions as features: each is encoded once, kept on the disk, and looked up from there.
 
-What is kept lies in `cache`/DIGEST-LENGTH-PRECISION, in parts that are complete or absent and never
-change: `tokens.npy` (those of all its captions one after the other) and `pooled.npy`, which are
-mapped and not read whole, `keys.npy` (a hash of every caption), `ends.npy` (where its tokens end),
-`cut.npy` (whether it was longer) and `facts.json`. Any number of processes may add parts.
+What is kept lies in `cache`/vFORMAT-DIGEST-LENGTH-PRECISION, in parts that are complete or absent
+and never change: `tokens.npy` (those of all its captions one after the other) and `pooled.npy`,
+which are mapped and not read whole, `keys.npy` (a hash of every caption), `ends.npy` (where its
+tokens end), `cut.npy` (whether it was longer) and `facts.json`. Any number of processes may add
+parts.
 """
 
 import contextlib

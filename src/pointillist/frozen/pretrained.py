@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pointillist.engine.device import is_out_of_memory
 from pointillist.types import InputError
 
 
@@ -39,8 +40,10 @@ class told:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.warnings.__exit__(kind, error, trace)
-        # It names no error that it would keep to: whatever comes is about this network.
-        if isinstance(error, Exception) and not isinstance(error, InputError):
+        # It names no error that it would keep to: whatever comes is about this network, but for the
+        # memory, of which others tell more.
+        ours = isinstance(error, Exception) and not isinstance(error, InputError)
+        if ours and not is_out_of_memory(error):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{self.what} cannot be loaded ({first}); {self.remedy}") from None
 

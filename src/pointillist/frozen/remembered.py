@@ -1,9 +1,10 @@
 """A teacher whose answers are kept on the disk: each picture is asked about once.
 
 A picture is known by its content, so whatever makes it (a flip, a bucket's crop) needs no name, and
-a picture that never comes again (random scaling) is never found again. Answers are kept as float16,
-off by at most 2^-11 of each number, and answered so from the first time on: a run does not depend
-on what was kept before it.
+a picture that never comes again (random scaling) is never found again. The teacher is asked in
+float32 whatever the run's precision, its answers are kept as float16, off by at most 2^-11 of each
+number, and answered so from the first time on: what was kept before changes a run by no more than
+the rounding of other batches.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pointillist.engine.checkpoint import write_atomically
+from pointillist.engine.session import locked
 from pointillist.frozen.vision import Grid, Teacher
 from pointillist.types import InputError
 
@@ -44,7 +46,9 @@ class Remembering:
         shelf, names = self.shelf(grid), names_of(x)
         new = {name: i for i, name in enumerate(names) if name not in shelf.at}
         if new:
-            answers = self.teacher(x[list(new.values())], grid).to("cpu", torch.float16)
+            with torch.autocast(x.device.type, enabled=False):
+                answers = self.teacher(x[list(new.values())].float(), grid)
+            answers = answers.to("cpu", torch.float16)
             if not answers.isfinite().all():
                 raise InputError(
                     "loss.align.cache keeps float16, which cannot hold what loss.align.teacher "
@@ -109,11 +113,13 @@ class Shelf:
             np.save(draft / "answers.npy", answers)
             (draft / "facts.json").write_text(json.dumps(self._facts(len(keys))), encoding="utf-8")
 
-        name = hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
-        write_atomically(self.folder / f"part-{name}", write)
+        path = self.folder / f"part-{hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()}"
+        with locked(self.folder, wait=True):  # runs side by side may come to the same part
+            if not path.exists():
+                write_atomically(path, write)
         # From here on the disk holds them, not the memory.
         self.parts.pop()
-        self._read(self.folder / f"part-{name}")
+        self._read(path)
         self._begin()
 
     def _facts(self, count: int) -> dict[str, Any]:

