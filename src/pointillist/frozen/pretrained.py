@@ -42,8 +42,9 @@ class told:
         self.warnings.__exit__(kind, error, trace)
         # It names no error that it would keep to: whatever comes is about this network, but for the
         # memory, of which others tell more.
-        ours = isinstance(error, Exception) and not isinstance(error, InputError)
-        if ours and not is_out_of_memory(error):
+        if not isinstance(error, Exception) or isinstance(error, InputError):
+            return
+        if not is_out_of_memory(error):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(f"{self.what} cannot be loaded ({first}); {self.remedy}") from None
 
