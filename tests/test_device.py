@@ -21,10 +21,12 @@ print(after - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB."""
-    given_back, kept = (
-        int(subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], check=True,
-                           capture_output=True, text=True).stdout)
-        for keep in (False, True)
-    )  # fmt: skip
-    assert given_back >= 30 > kept
+    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB. A system short of memory may take pages
+    back by itself: of three tries one has to be undisturbed.
+    """
+
+    def faults(keep: bool) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], check=True,
+                                  capture_output=True, text=True).stdout)  # fmt: skip
+
+    assert min(faults(False) for _ in range(3)) >= 30 > min(faults(True) for _ in range(3))

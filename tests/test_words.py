@@ -307,7 +307,7 @@ def test_another_encoder_is_told_by_width_length_and_weights(root):
     for now, text in (
         (Words(width=8, length=20, digest="a"), "has width 8, but the run was trained with 16"),
         (Words(width=16, length=9, digest="a"), "has length 9, but the run was trained with 20"),
-        (Words(width=16, length=20, digest="b"), "has other weights .* set text.verify=false"),
+        (Words(width=16, length=20, digest="b"), "has other weights, .* set text.verify=false"),
         (None, "which reads no captions, but the run was trained with captions"),
     ):
         with pytest.raises(InputError, match=text):

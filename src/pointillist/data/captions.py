@@ -106,12 +106,15 @@ def _table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".csv":
-        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field as long as the file
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        # A quote that is never closed would swallow all that follows as one caption.
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        limit = csv.field_size_limit(len(text) + 1)  # of the process; a caption may be a book
         try:
             return [(reader.line_num, row) for row in reader]
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+        finally:
+            csv.field_size_limit(limit)
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
