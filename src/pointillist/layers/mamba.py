@@ -86,7 +86,7 @@ class DualPass(nn.Module):
         self.conv = CausalConv(width, conv)
         self.select = nn.Linear(width, sum(self.split), bias=False)
         self.step = nn.Parameter(step_bias(self.heads))
-        # Not by linspace: transformers may leave its own, which knows the CPU alone, in torch's place.
+        # Not by linspace: transformers may leave its own there, which knows the CPU alone.
         across = torch.arange(self.heads) / max(self.heads - 1, 1)
         self.log_a = nn.Parameter((1 + 15 * across).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
