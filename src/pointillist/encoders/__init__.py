@@ -7,10 +7,11 @@ from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, with_gu
 from pointillist.encoders.grid import GridConfig
 from pointillist.encoders.perceiver import PerceiverConfig
 from pointillist.encoders.splat import SplatConfig
+from pointillist.encoders.unet import UNetConfig
 from pointillist.types import by_kind
 
 Observing = Annotated[
-    NoEncoderConfig | GridConfig | PerceiverConfig | CurveConfig | SplatConfig, by_kind
+    NoEncoderConfig | GridConfig | PerceiverConfig | CurveConfig | SplatConfig | UNetConfig, by_kind
 ]
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "PerceiverConfig",
     "Site",
     "SplatConfig",
+    "UNetConfig",
     "with_guess",
 ]

@@ -10,7 +10,7 @@ from pointillist.encoders.encoder import Encoder, Site
 from pointillist.layers.attention import zero_
 from pointillist.layers.observations import grid_of
 from pointillist.layers.patch import patchify
-from pointillist.layers.splat import SCALES, splat, splat_channels
+from pointillist.layers.splat import SCALES, finer_scales, splat, splat_channels
 from pointillist.types import Given, InputError, config
 
 
@@ -95,9 +95,7 @@ class SplatEncoder(Encoder):
         found = grid_of(given, self.channels, asked)
         if found is None:
             return self.linear.weight.new_zeros(1, self.channels, *asked)
-        scales, r = self.config.scales, asked[0] / size[0]
-        wider = tuple(scale * r for scale in scales if scale * r > scales[0])
-        return splat(*found, (*wider, *scales)).filled
+        return splat(*found, finer_scales(self.config.scales, asked[0] / size[0])).filled
 
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Context

@@ -40,6 +40,12 @@ def splat_channels(channels: int, scales: tuple[float, ...]) -> int:
     return len(set(scales)) * (channels + 1) + 2 * channels + 1
 
 
+def finer_scales(scales: tuple[float, ...], finer: float) -> tuple[float, ...]:
+    """Windows for a grid that many times finer: wider ones first, which reach as far as before."""
+    wider = tuple(scale * finer for scale in scales if scale * finer > scales[0])
+    return (*wider, *scales)
+
+
 @functools.lru_cache(TABLES)
 def window(
     n: int, scale: float, dtype: torch.dtype = torch.float32, device: torch.device = CPU
