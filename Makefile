@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu check fix docs bench clean
+.PHONY: demo test test-slow test-gpu check fix docs bench results clean
 
 demo: .venv/base
 	$(BIN)/pointillist demo
@@ -37,6 +37,10 @@ bench: .venv/dev
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/layers.py
 	$(BIN)/python bench/dit_against_diffusers.py
+
+# The tables of docs/results.md that come from bench/results.
+results:
+	$(PYTHON) bench/results_page.py
 
 clean:
 	rm -rf .venv out

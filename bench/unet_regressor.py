@@ -1,6 +1,7 @@
 """A plain U-Net that restores CIFAR-10 pictures from known pixels in one step: a learnt baseline.
 
-    python bench/unet_regressor.py OUT --minutes 20 [--share 0.2] [--resume] [--data data/cifar10]
+    python bench/unet_regressor.py OUT --minutes 20 [--share 0.2] [--resume] [--record NAME]
+        [--precision float32]
 
 About 0.57 million parameters (Ronneberger et al. 2015; three resolutions, GroupNorm, SiLU); known
 pixels and their mask in, squared error on hidden pixels, flips, batches of 64 in bfloat16. Without
@@ -24,9 +25,9 @@ from pointillist.data import CIFAR10Config
 from pointillist.data.source import InMemory
 from pointillist.draws import Draw, permutation
 from pointillist.engine import checkpoint
-from pointillist.engine.device import autocast, pick_device
+from pointillist.engine.device import autocast, memory_in_use, pick_device
 from pointillist.known import protocol_mask
-from pointillist.metrics.pixel import psnr
+from pointillist.metrics.pixel import lpips, psnr, ssim
 from pointillist.types import InputError
 from pointillist.validation import held_out
 
@@ -86,7 +87,9 @@ def portion(train: InMemory, first: int, seed: int, share: float | None) -> tupl
 
 @torch.no_grad()
 def judge(model: UNet, x: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
-    """PSNR by share of known pixels, over hidden pixels and whole pictures."""
+    """Scores by share of known pixels: PSNR over hidden pixels and whole pictures; of the whole
+    pictures SSIM and LPIPS; the absolute error of hidden pixels, which is the CRPS of one answer.
+    """
     found = {}
     model.eval()
     for share in SHARES:
@@ -97,6 +100,9 @@ def judge(model: UNet, x: Tensor, device: torch.device) -> dict[str, dict[str, f
         found[f"{share:g}"] = {
             "hidden": round(float(psnr(full, x, data_range=2.0, mask=~mask).mean()), 2),
             "whole": round(float(psnr(full, x, data_range=2.0).mean()), 2),
+            "ssim": round(float(ssim(full, x, data_range=2.0).mean()), 4),
+            "lpips": round(float(lpips(full, x, data_range=2.0).mean()), 4),
+            "crps": round(float((full - x).abs().sum() / (3 * (~mask).sum())), 4),
         }
     model.train()
     return found
@@ -151,7 +157,7 @@ class Training:
         warm = min((self.images // BATCH + 1) / WARMUP, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = RATE * warm * (1 + math.cos(math.pi * passed)) / 2
-        with autocast(self.device, "bfloat16"):
+        with autocast(self.device, self.settings["precision"]):
             answer = self.model(torch.where(mask, x, 0), mask)
         loss = (answer - x).square().mul(~mask).sum() / (3 * (~mask).sum())
         self.optimizer.zero_grad()
@@ -169,14 +175,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--share", type=float, help="of known pixels; random where it is left out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--save-minutes", type=float, default=2.0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", default="data/cifar10")
     parser.add_argument("--count", type=int, default=200, help="test pictures")
+    parser.add_argument("--record", default="", help="name of the result")
     asked = parser.parse_args()
     device = pick_device(asked.device)
-    settings = {"seed": asked.seed, "share": asked.share}
+    settings = {"seed": asked.seed, "share": asked.share, "precision": asked.precision}
     training = Training(asked.out, settings, device)
     if asked.resume:
         training.resume()
@@ -197,11 +205,17 @@ def main() -> None:
             losses = []
     training.save()
     kind = f"{asked.share:g}" if asked.share is not None else f"{LOWEST:g} to {HIGHEST:g}"
-    record("unet-regressor" if asked.share is None else f"unet-regressor-{asked.share:g}", {
+    begun = time.perf_counter()
+    scores = judge(training.model, x, device)
+    spent = time.perf_counter() - begun  # scores included
+    own = "unet-regressor" if asked.share is None else f"unet-regressor-{asked.share:g}"
+    record(asked.record or own, {
         "parameters": parameters, "share trained on": kind, "minutes": asked.minutes,
         "images": training.images, "images per second": round(training.images / training.seconds),
-        "device": str(device), "seed": asked.seed, "pictures": len(x),
-        "PSNR by share of known pixels": judge(training.model, x, device),
+        "device": str(device), "seed": asked.seed, "precision": asked.precision,
+        "pictures": len(x), "seconds a picture": round(spent / len(x) / len(SHARES), 5),
+        "peak memory": memory_in_use(),
+        "by share of known pixels": scores,
     })  # fmt: skip
 
 

@@ -1,0 +1,130 @@
+"""Write the tables of docs/results.md that come from bench/results: `make results`.
+
+    python bench/results_page.py [--check]
+
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`; what is between is replaced, all
+else is left as it is. `--check` writes nothing and fails where the page is not what would be
+written.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+PART = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SHARES = ("0.05", "0.1", "0.2", "0.4")
+Row = list[str]
+
+
+def kept(pattern: str) -> dict[str, dict[str, Any]]:
+    """Results by name, in the order of their names."""
+    paths = sorted(RESULTS.glob(f"{pattern}.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def table(heads: Row, rows: list[Row]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def name_of(stem: str) -> tuple[str, str]:
+    """`sparse-splat-15min` -> `splat` and its minutes."""
+    name, minutes = re.fullmatch(r"(?:sparse-|unet-)(.+)-([\d.]+)min", stem).groups()  # type: ignore[union-attr]
+    return name, minutes
+
+
+def sparse() -> str:
+    """Every learnt row of the sparse protocol, the best at 20 % first; then those without."""
+    heads = ["", "minutes", "pictures", "parameters", "K", *(f"{float(s):.0%}" for s in SHARES),
+             "whole", "SSIM", "LPIPS", "CRPS", "cover", "spread/error", "s"]  # fmt: skip
+    rows: list[tuple[float, Row]] = []
+    for stem, found in kept("sparse-*min").items():
+        name, minutes = name_of(stem)
+        by, mark = found["by share"], ", untrained" if found["untrained"] else ""
+        at = {metric: value[0] for metric, value in by["0.2"].items() if isinstance(value, list)}
+        widest = f"{(found['draws'] - 1) / (found['draws'] + 1):.0%}"
+        rows.append((at["psnr"], [
+            f"`{name}`{mark}", minutes, f"{found['images']:,}",
+            f"{found['parameters'] / 1e6:.2f} M", str(found["draws"]),
+            *(f"{by[share]['psnr'][0]:.2f}" for share in SHARES),
+            f"{at['psnr_whole']:.2f}", f"{at['ssim']:.3f}", f"{at['lpips']:.3f}",
+            f"{at['crps']:.4f}", f"{at['coverage']:.2f} of {widest}", f"{at['spread_error']:.2f}",
+            f"{by['0.2']['seconds a picture']:.2g}",
+        ]))  # fmt: skip
+    for stem, found in kept("unet-regressor-*min").items():
+        by = found["by share of known pixels"]
+        at = by["0.2"]
+        rows.append((at["hidden"], [
+            "U-Net regressor", name_of(stem)[1], f"{found['images']:,}",
+            f"{found['parameters'] / 1e6:.2f} M", "1",
+            *(f"{by[share]['hidden']:.2f}" for share in SHARES), f"{at['whole']:.2f}",
+            f"{at['ssim']:.3f}", f"{at['lpips']:.3f}", f"{at['crps']:.4f}", "", "", "",
+        ]))  # fmt: skip
+    rows.sort(key=lambda row: -row[0])
+    return table(heads, [row for _, row in rows] + list(unlearnt(len(heads))))
+
+
+def unlearnt(width: int) -> Iterator[Row]:
+    found = kept("baselines")["baselines"]["PSNR by share of known pixels"]
+    for name in ("thin_plate", "gaussian"):
+        by = found[name]
+        row = [f"*{name.replace('_', ' ')}*", "", "", "", ""]
+        row += [f"{by[share]['hidden']:.2f}" for share in SHARES]
+        row += [f"{by['0.2']['whole']:.2f}"]
+        yield row + [""] * (width - len(row) - 1) + [f"{by['0.2']['seconds']:.2g}"]
+
+
+NAMES = {
+    "nearest": "nearest", "linear": "linear (Delaunay; nearest outside)",
+    "thin_plate": "thin plate", "biharmonic": "biharmonic on the grid",
+    "gaussian": "Gaussian process, rational quadratic",
+    "splat": "`splat`, the encoder's start",
+}  # fmt: skip
+
+
+def baselines() -> str:
+    """Every classical interpolation; 20 % over whole pictures and in time too."""
+    found = kept("baselines")["baselines"]["PSNR by share of known pixels"]
+    heads = ["known pixels", *(f"{float(s):.0%}".replace("%", " %") for s in SHARES),
+             "20 %, whole", "ms"]  # fmt: skip
+    rows = []
+    for name, by in found.items():
+        at = by["0.2"]
+        rows.append([NAMES[name], *(f"{by[s]['hidden']:.2f}" for s in SHARES),
+                     f"{at['whole']:.2f}", f"{1e3 * at['seconds']:.1f}"])  # fmt: skip
+    return table(heads, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"baselines": baselines}
+if kept("sparse-*min"):
+    TABLES["sparse"] = sparse
+
+
+def written(page: str) -> str:
+    """The page with every table as the results have it; all have a place there."""
+    there = {name for _, name, _ in PART.findall(page)}
+    if there != set(TABLES):
+        sys.exit(f"docs/results.md has places for {sorted(there)}, and there are {sorted(TABLES)}")
+    return PART.sub(lambda part: part[1] + TABLES[part[2]]() + part[3], page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    asked = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    new = written(page)
+    if asked.check and new != page:
+        sys.exit("docs/results.md is not what bench/results says; run `make results`")
+    if not asked.check:
+        PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
