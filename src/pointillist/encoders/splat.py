@@ -29,15 +29,19 @@ class SplatConfig:
     residual: bool = True
 
     def __post_init__(self) -> None:
-        falling = sorted(self.scales, reverse=True) == list(self.scales)
-        if not self.scales or not falling or self.scales[-1] <= 0:
-            raise InputError(
-                f"model.encoder.scales is {list(self.scales)}; give widths in cells, above 0, the "
-                f"widest first"
-            )
+        check_scales(self.scales)
 
     def build(self, site: Site) -> "SplatEncoder":
         return SplatEncoder(self, site)
+
+
+def check_scales(scales: tuple[float, ...]) -> None:
+    """InputError unless there are widths of windows, the widest first."""
+    if not scales or list(scales) != sorted(scales, reverse=True) or scales[-1] <= 0:
+        raise InputError(
+            f"model.encoder.scales is {list(scales)}; give widths in cells, above 0, the widest "
+            f"first"
+        )
 
 
 class Context(NamedTuple):
@@ -45,6 +49,17 @@ class Context(NamedTuple):
 
     tokens: Float[Tensor, "_ n d"]
     guess: Float[Tensor, "_ c *space"] | None
+
+
+def finer_fill(
+    given: Given, channels: int, scales: tuple[float, ...], size: tuple[int, ...],
+    asked: tuple[int, ...],
+) -> Float[Tensor, "b c *space"]:  # fmt: skip
+    """The interpolation on a finer grid than that of the patches, with wider windows too."""
+    found = grid_of(given, channels, asked)
+    if found is None:
+        return torch.zeros(1, channels, *asked)
+    return splat(*found, finer_scales(scales, asked[0] / size[0])).filled
 
 
 class SplatEncoder(Encoder):
@@ -85,17 +100,8 @@ class SplatEncoder(Encoder):
         if not self.config.residual:
             return Context(tokens, None)
         if asked is not None and asked != size:
-            filled = self._finer(given, size, asked)
+            filled = finer_fill(given, self.channels, self.config.scales, size, asked).to(device)
         return Context(tokens, filled)
-
-    def _finer(
-        self, given: Given, size: tuple[int, ...], asked: tuple[int, ...]
-    ) -> Float[Tensor, "b c *space"]:
-        """The interpolation on a finer grid than that of the patches, with wider windows too."""
-        found = grid_of(given, self.channels, asked)
-        if found is None:
-            return self.linear.weight.new_zeros(1, self.channels, *asked)
-        return splat(*found, finer_scales(self.config.scales, asked[0] / size[0])).filled
 
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Context

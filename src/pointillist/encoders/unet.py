@@ -1,6 +1,6 @@
 """Known pixels by a learnt interpolation: a U-Net mends the classical one before a walk begins."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pointillist.encoders.encoder import Encoder, Site
+from pointillist.encoders.splat import Context, check_scales, finer_fill
 from pointillist.layers.attention import zero_
 from pointillist.layers.observations import grid_of
 from pointillist.layers.patch import patchify
-from pointillist.layers.splat import SCALES, finer_scales, splat, splat_channels
+from pointillist.layers.splat import SCALES, splat, splat_channels
 from pointillist.layers.unet import GROUPS, LINEAR, UNet
 from pointillist.types import Given, InputError, config
 
@@ -35,12 +36,7 @@ class UNetConfig:
     residual: bool = True
 
     def __post_init__(self) -> None:
-        falling = sorted(self.scales, reverse=True) == list(self.scales)
-        if not self.scales or not falling or self.scales[-1] <= 0:
-            raise InputError(
-                f"model.encoder.scales is {list(self.scales)}; give widths in cells, above 0, the "
-                f"widest first"
-            )
+        check_scales(self.scales)
         if not self.widths or any(width < 1 or width % (2 * GROUPS) for width in self.widths):
             raise InputError(
                 f"model.encoder.widths is {list(self.widths)}; give multiples of {2 * GROUPS}"
@@ -53,13 +49,6 @@ class UNetConfig:
 
     def build(self, site: Site) -> "UNetEncoder":
         return UNetEncoder(self, site)
-
-
-class Context(NamedTuple):
-    """What was observed, as tokens, and the guess where the answer is added to that."""
-
-    tokens: Float[Tensor, "_ n d"]
-    guess: Float[Tensor, "_ c *space"] | None
 
 
 class UNetEncoder(Encoder):
@@ -101,19 +90,11 @@ class UNetEncoder(Encoder):
             return Context(tokens, None)
         added = self.mend(hidden.movedim(1, -1)).movedim(-1, 1).float()
         if asked is not None and asked != size:
-            filled = self._finer(given, size, asked)
+            filled = finer_fill(given, self.channels, self.config.scales, size, asked)
+            filled = filled.to(device)
             mode = LINEAR[len(size)]
             added = F.interpolate(added, size=asked, mode=mode, align_corners=False)
         return Context(tokens, filled + added)
-
-    def _finer(
-        self, given: Given, size: tuple[int, ...], asked: tuple[int, ...]
-    ) -> Float[Tensor, "b c *space"]:
-        """The classical interpolation on a finer grid than that of the patches."""
-        found = grid_of(given, self.channels, asked)
-        if found is None:
-            return self.linear.weight.new_zeros(1, self.channels, *asked)
-        return splat(*found, finer_scales(self.config.scales, asked[0] / size[0])).filled
 
     def forward(
         self, patches: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], context: Context
