@@ -1,6 +1,8 @@
 """PixelHDM: text in the sequence, places of any shape, depth, and lessons of the published log."""
 
+import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,3 +359,12 @@ def test_what_cannot_be_is_refused(options, words):
 def test_heads_too_narrow_for_the_axes_are_refused():
     with pytest.raises(InputError, match="leaves heads of 4, which have no pair to turn for each"):
         make(replace(TOY, heads=8, kv_heads=8))
+
+
+@pytest.mark.slow
+def test_networks_of_any_depth_learn_alike_where_branches_are_scaled(monkeypatch):
+    """As measured by `bench/depth_scaling.py`, which shows the same without the scaling."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    bench = importlib.import_module("depth_scaling")
+    losses = [bench.loss_of(depth, 2.0, 300) for depth in bench.DEPTHS]
+    assert max(losses) / min(losses) < 1.1
