@@ -39,8 +39,9 @@ bench: .venv/dev
 	$(BIN)/python bench/dit_against_diffusers.py
 
 # The tables of docs/results.md that come from bench/results.
-results:
-	$(PYTHON) bench/results_page.py
+results: .venv/dev
+	$(BIN)/python bench/results_page.py
+	$(BIN)/python bench/sparse_figures.py
 
 clean:
 	rm -rf .venv out

@@ -50,7 +50,7 @@ def dependence(run: Trained, pictures: int, places: int, time: float, share: flo
         given, where, there = given._replace(value=leaf), given.at, given.valid[:, 0]
     objective, t = run.run.objective, torch.full((pictures,), time)
     noise = objective.noise(Draw(0, torch.arange(pictures)), tuple(batch.x.shape[1:]), "sample")
-    x = objective.mix(torch.where(mask, batch.x, 0), noise, t)
+    x = objective.mix(torch.where(mask, batch.x, 0), noise, t)  # of which no derivative is taken
     value = run.network(*objective.see(x, t), given).value.flatten(2)
     draw = Draw(1, torch.arange(pictures))
     # The hidden places of every picture in an order of its own; as many as are asked for.
@@ -77,16 +77,17 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=24)
     parser.add_argument("--time", type=float, default=0.1)
     parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--record", default="locality", help="name of the result")
     asked = parser.parse_args()
     rows: dict[str, list[float]] = {}
     for folder in asked.runs:
         ours, even = dependence(
-            pt.load(folder), asked.pictures, asked.places, asked.time, asked.share
+            pt.load(folder, device="cpu"), asked.pictures, asked.places, asked.time, asked.share
         )
         rows[Path(folder).name] = [round(float(v), 4) for v in ours]
         rows["even"] = [round(float(v), 4) for v in even]
         print(Path(folder).name, rows[Path(folder).name], flush=True)
-    record("locality", {"radii": RADII, "pictures": asked.pictures, "places": asked.places,
+    record(asked.record, {"radii": RADII, "pictures": asked.pictures, "places": asked.places,
                         "time": asked.time, "share": asked.share, "inside": rows})  # fmt: skip
 
 

@@ -7,8 +7,8 @@ a fifth of the 32 x 32 lattice is known, by the sparse protocol, and everything 
 every size; the truth is the picture of 256 pixels, averaged over the cells of that size. Beside the
 mean of the draws: the thin-plate spline through the same points, and the run's own mean at 32,
 enlarged bicubically. PSNR in dB over the whole picture. The grid of the patches is looked for as
-`superres.py` does: energy at its frequencies over the truth's. One sheet, out/many-sizes-SIZE.png:
-known, spline, bicubic, a draw, the mean, the truth.
+`superres.py` does: energy at its frequencies over the truth's. A sheet a size,
+out/many-sizes-RUN-SIZE.png: known, spline, bicubic, a draw, the mean, the truth.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 48, 64, 96, 128])
     parser.add_argument("--sheet", type=int, default=6, help="pictures on the sheets")
     asked = parser.parse_args()
-    run = pt.load(asked.run)
+    run, name = pt.load(asked.run), Path(asked.run).name
     whole, label = held_out(dataclasses.replace(run.run.data, size=FINEST).open("test"),
                             asked.count)  # fmt: skip
     seen = area((FINEST, FINEST), (COARSE, COARSE))(whole)
@@ -77,26 +77,29 @@ def main() -> None:
         return torch.cat(parts, 1)
 
     Path("out").mkdir(exist_ok=True)
-    own = draw(COARSE).mean(0)
-    patch, table = run.run.model.patch_size, {}
+    coarse = draw(COARSE)
+    own, table = coarse.mean(0), {}
+    patch = getattr(run.run.model, "patch_size", None)  # models of points have no grid of patches
     for size in asked.sizes:
         truth = area((FINEST, FINEST), (size, size))(whole)
-        draws = draw(size)
+        draws = coarse if size == COARSE else draw(size)
         smooth = spline(known, mask, size)
         larger = resize(own, (size, size), "bicubic").clamp(-1, 1) if size != COARSE else own
         rows = {"mean": draws.mean(0), "draw": draws[0], "thin plate": smooth,
                 "bicubic of 32": larger}  # fmt: skip
-        scale = base_scale((size, size), tuple(run.spec.size), patch)
         table[str(size)] = {
-            "psnr": {name: round(float(psnr(x, truth, data_range=2.0).mean()), 2)
-                     for name, x in rows.items()},
-            "grid": checkerboard(draws, {"truth": truth}, size // (patch * scale)),
+            "psnr": {row: round(float(psnr(x, truth, data_range=2.0).mean()), 2)
+                     for row, x in rows.items()},
         }  # fmt: skip
+        if patch is not None:
+            scale = base_scale((size, size), tuple(run.spec.size), patch)
+            grid = checkerboard(draws, {"truth": truth}, size // (patch * scale))
+            table[str(size)]["grid"] = grid
         print(size, table[str(size)]["psnr"], flush=True)
         sheet = [F.interpolate(known, (size, size)), smooth, larger, draws[0], draws.mean(0), truth]
         first = torch.stack([x[: asked.sheet] for x in sheet], 1).flatten(0, 1)
-        save_png(contact_sheet(first, len(sheet)), Path(f"out/many-sizes-{size}.png"))
-    record("many-sizes", {"run": Path(asked.run).name, "pictures": len(whole),
+        save_png(contact_sheet(first, len(sheet)), Path(f"out/many-sizes-{name}-{size}.png"))
+    record(f"many-sizes-{name}", {"run": name, "pictures": len(whole),
                           "draws": asked.draws, "share": SHARE, "sizes": table})  # fmt: skip
 
 

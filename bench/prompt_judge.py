@@ -1,6 +1,7 @@
 """Do pictures show what their prompts say? A judge of its own, on captions nobody was trained on.
 
     python bench/prompt_judge.py [RUN...] [--draws 4] [--guidance W] [--dtype DTYPE]
+        [--record NAME]
 
 The judge is a small convolutional network from a picture to its caption's MiniLM vector, trained on
 the training split of the embedded emoji. Of 100 held-out captions, each of another base emoji, a
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--record", default="prompt-judge", help="name of the result")
     asked = parser.parse_args()
     torch.manual_seed(0)
     train, test = (EmojiConfig(size=EDGE).open(split) for split in ("train", "test"))
@@ -156,7 +158,7 @@ def main() -> None:
                        dtype=asked.dtype, size=(EDGE, EDGE)).clamp(-1, 1)
             for seed in range(asked.draws)
         ])  # fmt: skip
-    record("prompt-judge", facts)
+    record(asked.record, facts)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def record(name: str, facts: dict[str, Any]) -> None:
-    """Print the facts and keep them, with the circumstances, in results/NAME.json."""
-    where = {
+def circumstances() -> dict[str, Any]:
+    """What a figure was measured with, and on what."""
+    return {
         "pointillist": __version__,
         "commit": commit(),
         "torch": torch.__version__,
@@ -49,7 +49,13 @@ def record(name: str, facts: dict[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def record(name: str, facts: dict[str, Any]) -> None:
+    """Print the facts and keep them in results/NAME.json, with the circumstances unless they tell
+    their own `where`.
+    """
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({**facts, "where": where}, indent=1)
+    text = json.dumps({**facts, "where": facts.get("where") or circumstances()}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)

@@ -42,29 +42,33 @@ def name_of(stem: str) -> tuple[str, str]:
 def sparse() -> str:
     """Every learnt row of the sparse protocol, the best at 20 % first; then those without."""
     heads = ["", "minutes", "pictures", "parameters", "K", *(f"{float(s):.0%}" for s in SHARES),
-             "whole", "SSIM", "LPIPS", "CRPS", "cover", "spread/error", "s"]  # fmt: skip
+             "whole", "SSIM", "LPIPS", "CRPS", "mean - draw", "80 %", "90 %", "spread/error",
+             "s", "MB"]  # fmt: skip
     rows: list[tuple[float, Row]] = []
     for stem, found in kept("sparse-*min").items():
-        name, minutes = name_of(stem)
         by, mark = found["by share"], ", untrained" if found["untrained"] else ""
-        at = {metric: value[0] for metric, value in by["0.2"].items() if isinstance(value, list)}
-        widest = f"{(found['draws'] - 1) / (found['draws'] + 1):.0%}"
+        fifth = by["0.2"]
+        at = {metric: value[0] for metric, value in fifth.items() if isinstance(value, list)}
+        covered = (fifth["covered"].get(level) for level in ("0.8", "0.9"))
         rows.append((at["psnr"], [
-            f"`{name}`{mark}", minutes, f"{found['images']:,}",
-            f"{found['parameters'] / 1e6:.2f} M", str(found["draws"]),
+            f"`{name_of(stem)[0]}`{mark}", f"{found['minutes of training']:.1f}",
+            f"{found['images']:,}", f"{found['parameters'] / 1e6:.2f} M", str(found["draws"]),
             *(f"{by[share]['psnr'][0]:.2f}" for share in SHARES),
             f"{at['psnr_whole']:.2f}", f"{at['ssim']:.3f}", f"{at['lpips']:.3f}",
-            f"{at['crps']:.4f}", f"{at['coverage']:.2f} of {widest}", f"{at['spread_error']:.2f}",
-            f"{by['0.2']['seconds a picture']:.2g}",
+            f"{at['crps']:.4f}", f"{at['psnr'] - at['psnr_draw']:.2f}",
+            *("" if share is None else f"{share:.2f}" for share in covered),
+            f"{at['spread_error']:.2f}", f"{fifth['seconds a picture']:.2g}",
+            f"{fifth['peak memory'] / 1e6:.0f}",
         ]))  # fmt: skip
-    for stem, found in kept("unet-regressor-*min").items():
+    for found in kept("unet-regressor-*min").values():
         by = found["by share of known pixels"]
         at = by["0.2"]
         rows.append((at["hidden"], [
-            "U-Net regressor", name_of(stem)[1], f"{found['images']:,}",
+            "U-Net regressor", f"{found['minutes']:.1f}", f"{found['images']:,}",
             f"{found['parameters'] / 1e6:.2f} M", "1",
             *(f"{by[share]['hidden']:.2f}" for share in SHARES), f"{at['whole']:.2f}",
-            f"{at['ssim']:.3f}", f"{at['lpips']:.3f}", f"{at['crps']:.4f}", "", "", "",
+            f"{at['ssim']:.3f}", f"{at['lpips']:.3f}", f"{at['crps']:.4f}", "", "", "", "",
+            f"{found['seconds a picture']:.2g}", "",
         ]))  # fmt: skip
     rows.sort(key=lambda row: -row[0])
     return table(heads, [row for _, row in rows] + list(unlearnt(len(heads))))
@@ -74,10 +78,10 @@ def unlearnt(width: int) -> Iterator[Row]:
     found = kept("baselines")["baselines"]["PSNR by share of known pixels"]
     for name in ("thin_plate", "gaussian"):
         by = found[name]
-        row = [f"*{name.replace('_', ' ')}*", "", "", "", ""]
+        row = [f"*{NAMES[name]}*", "", "", "", ""]
         row += [f"{by[share]['hidden']:.2f}" for share in SHARES]
         row += [f"{by['0.2']['whole']:.2f}"]
-        yield row + [""] * (width - len(row) - 1) + [f"{by['0.2']['seconds']:.2g}"]
+        yield [*row, *[""] * (width - len(row) - 2), f"{by['0.2']['seconds']:.2g}", ""]
 
 
 NAMES = {
@@ -101,9 +105,7 @@ def baselines() -> str:
     return table(heads, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"baselines": baselines}
-if kept("sparse-*min"):
-    TABLES["sparse"] = sparse
+TABLES: dict[str, Callable[[], str]] = {"baselines": baselines, "sparse": sparse}
 
 
 def written(page: str) -> str:

@@ -3,7 +3,7 @@
     python bench/sparse_page.py RUN... [--pictures 6] [--share 0.2] [--draws 9]
 
 For the first test pictures of the sparse protocol a row each: known pixels (grey elsewhere), mean
-of the draws, their deviation (white: half the range), two draws, the truth. Sheets go to
+of the draws, their deviation (white: 0.5 of [-1, 1]), two draws, the truth. Sheets go to
 docs/images/sparse-RUN.png.
 """
 

@@ -1,22 +1,25 @@
 """Every system from the same pixels after the same minutes: trained one after another, and judged.
 
-    python bench/sparse_table.py PRESET... [--minutes 15] [--draws 9] [KEY=VALUE...]
+    python bench/sparse_table.py PRESET... [--minutes 15] [--draws 9] [--name NAME KEY=VALUE...]
 
 A preset is tried for some hundred pictures in float32 and in bfloat16; the faster is taken, and as
 many pictures as it sees in those minutes are trained on (the rate falls by a cosine over them), so
 `train.images` of the preset does not count. Then the sparse protocol at 5, 10, 20 and 40 %: the
 first 200 test pictures, `--draws` draws of 16 evaluations (DPM-Solver++(2M)), all metrics. Whatever
 was finished is not done again: the same call goes on after an interruption. One result a row, as
-`sparse-NAME-MINUTES.json`; `make results` writes them into docs/results.md.
+`sparse-NAME-MINUTES.json`; `make results` writes them into docs/results.md. The weights are kept in
+`results/runs/NAME-MINUTES`, which `pointillist evaluate` takes as it does any run folder.
 
 PRESET is that of the -small form: `splat` for `cifar10-splat-small`; `regressor` is the plain U-Net
-of `unet_regressor.py`. Words of KEY=VALUE set fields of every preset, whose names then end in
---name. The systems are told the class of a test picture, which the regressor has no place for.
+of `unet_regressor.py`. Words of KEY=VALUE set fields of every preset; such runs are called
+PRESET-NAME by --name. The systems are told the class of a test picture, which the regressor has no
+place for.
 """
 
 import argparse
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -24,29 +27,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, record
+from record import RESULTS, circumstances, record
 
-from pointillist.engine.checkpoint import complete
+from pointillist.engine.checkpoint import complete, facts_of, load, save
 from pointillist.engine.log import read
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
 METRICS = "psnr,psnr_whole,psnr_draw,ssim,lpips,crps,coverage,spread_error"
+PRECISIONS = ("float32", "bfloat16")
+PICTURES = 200
 TRIED = 1024  # pictures of each trial of the rate
 BATCH = 64
 WALK = ("--sampler", "dpmpp_2m", "--steps", "16")
 ENOUGH = 50_000  # pictures below which a row makes no claim
 
 
-def called(*words: str) -> list[str]:
+def pointillist(*words: str) -> str:
     """Run `pointillist WORDS` in a process of its own, so that its memory is its own."""
     subprocess.run([sys.executable, "-m", "pointillist", *words], check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
-    return ["pointillist", *words]
+    return shlex.join(["pointillist", *words])
 
 
-def elapsed(events: list[dict[str, Any]], begun: int = 0) -> list[float]:
-    """Seconds of training behind each event: the log has the speed since the session began."""
-    return [(event["images"] - begun) / event["images_per_second"] for event in events]
+def beside(folder: Path, ending: str) -> Path:
+    """FOLDER.ENDING, whatever dots FOLDER has."""
+    return folder.with_name(f"{folder.name}.{ending}")
+
+
+def kept(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def keep(path: Path, facts: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -56,11 +70,12 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 def rate_of(preset: str, words: list[str], folder: Path) -> float:
     """Pictures a second once a short run is warm: the median over the lines of its log."""
     shutil.rmtree(folder, ignore_errors=True)
-    called("train", preset, *words, f"train.images={TRIED}", "train.validate=0", "train.grid=0",
-           f"train.save_every={TRIED}", "train.log_every=128", "optim.warmup=0",
-           "--out", str(folder))  # fmt: skip
+    pointillist("train", preset, *words, f"train.images={TRIED}", "train.validate=0",
+                "train.grid=0", f"train.save_every={TRIED}", "train.log_every=128",
+                "optim.warmup=0", "--out", str(folder))  # fmt: skip
     events = steps_of(folder)
-    seconds = elapsed(events)
+    # The log has the speed since the session began.
+    seconds = [event["images"] / event["images_per_second"] for event in events]
     shutil.rmtree(folder)
     return statistics.median(
         (b["images"] - a["images"]) / (end - begin)
@@ -70,52 +85,62 @@ def rate_of(preset: str, words: list[str], folder: Path) -> float:
 
 def plan(preset: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
     """Precision and pictures of a run, kept beside it."""
-    path = folder.with_suffix(".plan.json")
-    if not path.exists():
+    path, asked = beside(folder, "plan.json"), [preset, *words]
+    found = kept(path)
+    if found is None:
         rates = {
             precision: rate_of(preset, [*words, f"train.precision={precision}"],
-                               folder.with_suffix(".trial"))
-            for precision in ("float32", "bfloat16")
+                               beside(folder, "trial"))
+            for precision in PRECISIONS
         }  # fmt: skip
         best = max(rates, key=lambda precision: rates[precision])
         images = round(rates[best] * 60 * minutes / BATCH) * BATCH
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"precision": best, "images": images, "rates": rates}))
-    found: dict[str, Any] = json.loads(path.read_text())
+        found = {"asked": asked, "precision": best, "images": images, "rates": rates}
+        keep(path, found)
+    if found["asked"] != asked:
+        sys.exit(f"{folder} is of {found['asked']}, not of {asked}; give another --name")
     return found
+
+
+def seconds_of(sessions: list[dict[str, Any]], events: list[dict[str, Any]]) -> float:
+    """Seconds of training over all sessions.
+
+    Each has its own clock, whose last speed holds to where the next one took over.
+    """
+    ends = [session["from"] for session in sessions[1:]] + [events[-1]["images"]]
+    total = 0.0
+    for session, end in zip(sessions, ends, strict=True):
+        of = [event for event in events if session["from"] < event["images"] <= end]
+        if of:
+            total += (end - session["from"]) / of[-1]["images_per_second"]
+    return total
 
 
 def trained(preset: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
     """The run, trained as far as it was not, and what its training was."""
     wanted = plan(preset, words, minutes, folder)
-    done, kept = folder / "trained.json", folder.with_suffix(".sessions.json")
+    done, path = beside(folder, "trained.json"), beside(folder, "sessions.json")
     if not done.exists():
-        sessions = json.loads(kept.read_text()) if kept.exists() else []
         again = (folder / "run.yaml").exists()
         saved = complete(folder / "checkpoints") if again else []
-        load = round(os.getloadavg()[0], 2)
-        sessions.append({"from": int(saved[-1].name) if saved else 0, "load": load})
-        kept.write_text(json.dumps(sessions))
+        begun = int(saved[-1].name) if saved else 0
+        sessions = [one for one in kept(path) or [] if one["from"] < begun]
+        keep(path, [*sessions, {"from": begun, **circumstances()}])
         save = max(BATCH, wanted["images"] // 4 // BATCH * BATCH)
-        command = called(
+        command = pointillist(
             "train", preset, *words, f"train.precision={wanted['precision']}",
             f"train.images={wanted['images']}", f"train.save_every={save}", "--out", str(folder),
             *(["--resume"] if again else []),
         )  # fmt: skip
-        facts = {"command": " ".join(command), "load at end": round(os.getloadavg()[0], 2)}
-        done.write_text(json.dumps(facts))
-    sessions, events, seconds = json.loads(kept.read_text()), steps_of(folder), 0.0
-    ends = [session["from"] for session in sessions[1:]] + [events[-1]["images"]]
-    for session, end in zip(sessions, ends, strict=True):
-        of = [e for e in events if session["from"] < e["images"] <= end]
-        seconds += elapsed(of, session["from"])[-1] if of else 0.0
+        keep(done, {"command": command, "load at end": round(os.getloadavg()[0], 2)})
+    sessions, events = kept(path), steps_of(folder)
+    seconds, images = seconds_of(sessions, events), events[-1]["images"]
     shown = subprocess.run([sys.executable, "-m", "pointillist", "show", str(folder), "--json"],
                            check=True, capture_output=True, text=True)  # fmt: skip
-    images = events[-1]["images"]
     return {
         **wanted, "images": images, "minutes of training": round(seconds / 60, 2),
         "images per second": round(images / seconds, 1), "sessions": sessions,
-        "parameters": json.loads(shown.stdout)["parameters"], **json.loads(done.read_text()),
+        "parameters": json.loads(shown.stdout)["parameters"], **kept(done),
     }  # fmt: skip
 
 
@@ -124,31 +149,53 @@ def judged(folder: Path, draws: int, dtype: str) -> dict[str, Any]:
     table = {}
     for share in SHARES:
         out = folder / f"sparse-{share:g}-{draws}-{dtype}.json"
-        if not out.exists():
-            called("evaluate", str(folder), "--metrics", METRICS, "--count", "200", "--draws",
-                   str(draws), "--share", f"{share:g}", *WALK, "--dtype", dtype, "--out",
-                   str(out))  # fmt: skip
-        found = json.loads(out.read_text())
+        about = beside(out, "about.json")
+        if not about.exists():
+            command = pointillist(
+                "evaluate", str(folder), "--metrics", METRICS, "--count", str(PICTURES),
+                "--draws", str(draws), "--share", f"{share:g}", *WALK, "--dtype", dtype,
+                "--out", str(out),
+            )  # fmt: skip
+            keep(about, {"command": command, **circumstances()})
+        found = kept(out)
         row = {name: [found[name][key] for key in ("value", "low", "high")]
                for name in METRICS.split(",")}  # fmt: skip
-        speed = found["speed"]
+        speed, inside = found["speed"], found["reliability"]
         table[f"{share:g}"] = {
             **{name: [round(v, 4) for v in values] for name, values in row.items()},
             "seconds a picture": round(draws / speed["drawn_per_second"], 3),
             "peak memory": round(speed["peak_memory_bytes"]),
-        }
+            "places": inside["places"],
+            "covered": {f"{level:.4g}": round(share, 4) for level, share in
+                        zip(inside["levels"], inside["observed"], strict=True)},
+            "evaluated": kept(about),
+        }  # fmt: skip
     return table
+
+
+def store(folder: Path, name: str) -> None:
+    """What can be drawn from: the run with its first average's weights, in float16."""
+    out, newest = RESULTS / "runs" / name, complete(folder / "checkpoints")[-1]
+    if out.exists():
+        return
+    facts = facts_of(newest)
+    group = next(fact["group"] for fact in facts.pop("files").values()
+                 if fact["group"].startswith("ema-"))  # fmt: skip
+    weights = {name: w.half() for name, w in load(newest, group).items()}
+    save(out / "checkpoints" / newest.name, {group: weights}, facts)
+    for file in ("run.yaml", "spec.json"):
+        shutil.copy(folder / file, out / file)
 
 
 def regressor(minutes: float, folder: Path) -> dict[str, Any]:
     """The regressor, by its own bench, which keeps what it finds."""
     script = Path(__file__).with_name("unet_regressor.py")
-    kept = RESULTS / f"unet-regressor-{minutes:g}min.json"
-    if not kept.exists():
-        again = ["--resume"] if folder.exists() else []
+    path = RESULTS / f"unet-regressor-{minutes:g}min.json"
+    if not path.exists():
+        again = ["--resume"] if complete(folder) else []
         subprocess.run([sys.executable, str(script), str(folder), "--minutes", f"{minutes:g}",
-                        "--record", kept.stem, *again], check=True)  # fmt: skip
-    found: dict[str, Any] = json.loads(kept.read_text())
+                        "--record", path.stem, *again], check=True)  # fmt: skip
+    found: dict[str, Any] = kept(path)
     return found
 
 
@@ -165,17 +212,21 @@ def main() -> None:
     if bool(words) != bool(asked.name):
         sys.exit("words of KEY=VALUE make other runs: give them a --name, and no name without any")
     for preset in (word for word in asked.words if "=" not in word):
-        name = f"{preset}{asked.name}-{asked.minutes:g}min"
+        name = "-".join(filter(None, (preset, asked.name, f"{asked.minutes:g}min")))
         folder = asked.out / name
         if preset == "regressor":
+            if words:
+                sys.exit(f"the regressor is no run and has no {words[0]}; ask for it alone")
             print(json.dumps(regressor(asked.minutes, folder), indent=1))
             continue
         about = trained(f"cifar10-{preset}-small", words, asked.minutes, folder)
+        store(folder, name)
         untrained = about["images"] < ENOUGH
         record(f"sparse-{name}", {
-            "preset": f"cifar10-{preset}-small", "untrained": untrained, **about, "pictures": 200,
-            "draws": asked.draws, "evaluations": 16, "sampler": "dpmpp_2m", "dtype": asked.dtype,
-            "by share": judged(folder, asked.draws, asked.dtype),
+            "preset": f"cifar10-{preset}-small", "untrained": untrained, **about,
+            "pictures": PICTURES, "draws": asked.draws, "evaluations": 16, "sampler": "dpmpp_2m",
+            "dtype": asked.dtype,
+            "by share": judged(folder, asked.draws, asked.dtype), "where": about["sessions"][-1],
         })  # fmt: skip
 
 

@@ -77,6 +77,25 @@ def test_a_field_of_its_own_hands_each_patch_another_answer():
     assert (value[..., :4, :4] - value[..., 4:, 8:]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("r", [1, 2])
+def test_a_cell_sees_what_its_answer_is_added_to(r):
+    """Where tokens say nothing of what is observed, what is added to the guess follows it still."""
+    model = made(SIZE, encoder=SplatConfig())
+    with torch.no_grad():
+        model.encoder.linear.weight.zero_()
+    large = tuple(r * n for n in SIZE)
+    xt, t, given = asked(large)
+    coarse, later = coarsen(StraightConfig(), xt, t, r)
+    mask = torch.ones(3, 1, *SIZE) > 0
+    answers = []
+    for seen in (torch.zeros(3, 2, *SIZE), asked(SIZE)[0]):
+        found = Network(model).render(xt, t, coarse, later, given._replace(seen=seen, mask=mask))
+        assert found.guess is not None and found.guess.shape[2:] == large
+        answers.append(found.value - found.guess)
+    apart = (answers[1] - answers[0]).abs().amax((0, 1))
+    assert (apart > 1e-5).all()
+
+
 def test_a_cell_is_seen_by_others_through_the_token_alone():
     model = made(SIZE)
     large = tuple(2 * n for n in SIZE)

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pointillist.encoders import Site, UNetConfig
+from pointillist.gradient import backward
 from pointillist.layers.splat import splat
 from pointillist.layers.unet import UNet
+from pointillist.losses import LossConfig, criterion
 from pointillist.models import DiTConfig, JiTConfig, Network, PixelDiTConfig
 from pointillist.models.pixnerd import PixNerdConfig
-from pointillist.types import Given, InputError, Spec, grid_axes
+from pointillist.run import Run
+from pointillist.types import Batch, Estimate, Given, InputError, Spec, grid_axes
 
 SMALL = UNetConfig(widths=(16, 32), depths=(1, 2))
 grids = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -128,3 +131,60 @@ def test_a_finer_answer_gets_the_finer_interpolation_and_what_was_learnt():
 def test_what_makes_no_sense_is_refused(field, value):
     with pytest.raises(InputError, match=rf"model\.encoder\.{field} is .*; give"):
         UNetConfig(**{field: value})
+
+
+def test_the_regression_counts_where_the_weight_does_and_teaches_the_encoder_alone():
+    """At a weight that drowns the rest the blocks' gradients stay what they were."""
+    words = ["train.batch=4", "train.precision=float32", "model.encoder.widths=[16]",
+             "model.encoder.depths=[1]", "model.width=32", "model.depth=1",
+             "model.heads=2"]  # fmt: skip
+    run = Run.load("cifar10-unet-small", *words, "loss.regression=1e3")
+    plain = Run.load("cifar10-unet-small", *words)
+    batch = Batch(x=noise(4, 3, 32, 32).clamp(-1, 1), index=torch.arange(4))
+    found = []
+    for of in (run, plain):
+        torch.manual_seed(0)
+        model = of.model.build(Spec(channels=3, axes=grid_axes((32, 32))))
+        with torch.no_grad():  # at zero, nothing behind them would be told anything
+            model.field.head.weight.normal_(std=0.1)
+            model.encoder.mend.weight.normal_(std=0.1)
+        terms = backward(of, Network(model), batch, torch.device("cpu"))
+        found.append(({name: p.grad for name, p in model.named_parameters()}, terms))
+    (gradients, terms), (others, other_terms) = found
+    torch.testing.assert_close(
+        terms["loss"], terms["velocity"] + 1e3 * terms["regression"], rtol=1e-5, atol=0
+    )
+    assert "regression" not in other_terms and terms["velocity"] == other_terms["velocity"]
+    for name, gradient in gradients.items():
+        taught = name.startswith("encoder.") and not name.endswith("linear.weight")
+        assert torch.equal(gradient, others[name]) != taught, name
+
+
+def test_the_regression_is_the_weighted_mean_square_of_the_guess_itself():
+    truth = Estimate(noise(3, 2, 4, 4, seed=1), noise(3, 2, 4, 4, seed=2))
+    weight, guess = torch.rand(3, 1, 4, 4), noise(1, 2, 4, 4, seed=3)
+    config = LossConfig(regression=2.0)
+    total, terms = criterion(config, truth, truth, weight, lacking=truth.x - guess)
+    wanted = ((guess - truth.x).square() * weight).flatten(1).mean(1)
+    torch.testing.assert_close(terms["regression"], wanted)
+    torch.testing.assert_close(total, 2 * wanted)
+    total, terms = criterion(LossConfig(), truth, truth, weight, lacking=truth.x - guess)
+    assert "regression" not in terms and torch.equal(total, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["cifar10-splat-small"], ["cifar10-jit"],
+     ["cifar10-unet-small", "model.encoder.residual=false"], ["cifar10-mamba-small"]],
+)  # fmt: skip
+def test_a_regression_without_a_picture_that_is_learnt_is_refused(words):
+    run = Run.load(*words, "loss.regression=1")
+    with pytest.raises(InputError, match="loss.regression is 1, .* set model.encoder.kind=unet"):
+        run.check(run.promise())
+
+
+def test_a_regression_has_a_weight_and_never_stands_alone():
+    with pytest.raises(InputError, match="loss.regression is -1.0; a weight is 0 or more"):
+        LossConfig(regression=-1.0)
+    with pytest.raises(InputError, match="and loss.regression alone cannot tell pixels"):
+        LossConfig(velocity=0.0, regression=1.0)

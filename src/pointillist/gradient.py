@@ -95,7 +95,7 @@ def backward(
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
         eps = run.objective.noise(draw, tuple(part.x.shape[1:]), where=part.where).to(device)
-        x = part.x.to(device)
+        x = still = part.x.to(device)
         if asked.offsets is not None:
             x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
@@ -113,7 +113,8 @@ def backward(
             bound = bound_of(run.objective, guess, truth, x, t, spec, weight)
             loss, terms = criterion(
                 run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound,
-                gains=None if scales is None else scales.sum(),
+                gains=None if scales is None else scales.sum(), 
+                lacking=None if answer.guess is None else still - answer.guess.float(),
             )  # fmt: skip
             (counting(loss, part).sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():

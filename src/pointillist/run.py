@@ -98,6 +98,7 @@ class Run:
         self.task.check_size(spec.size)
         self.task.places.check_size(spec.size)
         self.check_hints()
+        self.check_regression()
         check_some_places(self)
         check_tasks(self)
         check_guidance(self, spec)
@@ -128,6 +129,15 @@ class Run:
                 f"model.encoder.residual is true, but objective.predict is "
                 f"{self.objective.predict}: the answer is added to a picture; set "
                 f"objective.predict=x or model.encoder.residual=false"
+            )
+
+    def check_regression(self) -> None:
+        """A loss of the encoder's own picture needs one that is learnt."""
+        encoder = getattr(self.model, "encoder", None)
+        if self.loss.regression and not getattr(encoder, "regresses", False):
+            raise InputError(
+                f"loss.regression is {self.loss.regression:g}, but no encoder of the model learns "
+                f"a picture; set model.encoder.kind=unet, with residual, or loss.regression=0"
             )
 
 

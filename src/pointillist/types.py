@@ -83,10 +83,13 @@ class Prediction(NamedTuple):
     """A network's answer; `hidden` are the tokens behind each block that the caller taps.
 
     They lie on the grid of their places; tokens without a place, as of the class, are left out.
+    `guess` is the picture that an encoder made of the observation alone and that is in the answer,
+    one row for the whole batch where nothing is observed.
     """
 
     value: Float[Tensor, "b o *space"]
     hidden: tuple[Float[Tensor, "b d *grid"], ...] = ()
+    guess: Float[Tensor, "_ c *space"] | None = None
 
 
 class Estimate(NamedTuple):

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from pointillist.encoders.curve import CurveConfig
-from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, with_guess
+from pointillist.encoders.encoder import Encoder, NoEncoderConfig, Site, answered
 from pointillist.encoders.grid import GridConfig
 from pointillist.encoders.perceiver import PerceiverConfig
 from pointillist.encoders.splat import SplatConfig
@@ -24,5 +24,5 @@ __all__ = [
     "Site",
     "SplatConfig",
     "UNetConfig",
-    "with_guess",
+    "answered",
 ]

@@ -5,13 +5,14 @@ its blocks begin. The observation alone is encoded in `condition`, once for a wh
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pointillist.types import Given, config
+from pointillist.types import Given, Prediction, config
 
 
 class Site(NamedTuple):
@@ -28,6 +29,7 @@ class Encoder(nn.Module, ABC):
     """Observations and noisy patches to the tokens with which a backbone's blocks begin."""
 
     takes: Literal["none", "any"] = "any"
+    guesses = False  # whether `guess` makes a picture
 
     def initialise(self) -> None:
         """Set what differs from the backbone's own initialisation; it calls this last."""
@@ -57,15 +59,28 @@ class Encoder(nn.Module, ABC):
         """A picture that the backbone adds to its answer, on the grid that is asked; none here."""
         return None
 
+    def with_guess(
+        self, xt: Float[Tensor, "b c *space"], guess: Float[Tensor, "_ c *space"] | None
+    ) -> Float[Tensor, "b i *space"]:
+        """The state with the guess beside it, for pixels that are decoded one by one.
 
-def with_guess(
-    value: Float[Tensor, "b o *space"], guess: Float[Tensor, "_ c *space"] | None
-) -> Float[Tensor, "b o *space"]:
-    """The answer with the encoder's guess on its first c channels."""
-    if guess is None:
-        return value
-    c = guess.shape[1]
-    return torch.cat((value[:, :c] + guess, value[:, c:]), 1)
+        What is left to say is the picture less the guess: near the data that is the state less the
+        guess, which a pixel whose token alone knows of the guess could only tell roughly.
+        """
+        if not self.guesses or guess is None:
+            return xt
+        return torch.cat((xt, guess.to(xt.dtype).expand_as(xt)), 1)
+
+
+def answered(
+    value: Float[Tensor, "b o *space"], guess: Float[Tensor, "_ c *space"] | None,
+    hidden: Iterable[Float[Tensor, "b d *grid"]],
+) -> Prediction:  # fmt: skip
+    """The answer with the encoder's guess on its first c channels, and beside it."""
+    if guess is not None:
+        c = guess.shape[1]
+        value = torch.cat((value[:, :c] + guess, value[:, c:]), 1)
+    return Prediction(value, tuple(hidden), guess)
 
 
 @config

@@ -71,6 +71,7 @@ class SplatEncoder(Encoder):
 
     def __init__(self, config: SplatConfig, site: Site) -> None:
         super().__init__()
+        self.guesses = config.residual
         self.config, self.channels, self.patch_size = config, site.channels, site.patch_size
         cells = site.patch_size ** len(site.size)
         features = splat_channels(site.channels, config.scales)

@@ -47,6 +47,11 @@ class UNetConfig:
                 f"1 or more, one for each of model.encoder.widths"
             )
 
+    @property
+    def regresses(self) -> bool:
+        """Whether the guess is learnt, so that `loss.regression` has something to teach."""
+        return self.residual
+
     def build(self, site: Site) -> "UNetEncoder":
         return UNetEncoder(self, site)
 
@@ -56,6 +61,7 @@ class UNetEncoder(Encoder):
 
     def __init__(self, config: UNetConfig, site: Site) -> None:
         super().__init__()
+        self.guesses = config.residual
         self.config, self.channels, self.patch_size = config, site.channels, site.patch_size
         axes, features = len(site.size), splat_channels(site.channels, config.scales)
         self.unet = UNet(axes, features, config.widths, config.depths)

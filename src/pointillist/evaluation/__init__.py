@@ -44,9 +44,10 @@ def evaluate(
     """Judge a run folder and write its report; fields of `Plan` by name say how.
 
     Returns what `out` (default RUN/report.json) holds: metric -> {value, low, high, n} with the
-    recipe beside it, or with `sweeps` (as "guidance=1,1.5,2") a list of them. Pictures and features
-    stay in RUN/evaluations, so the same call again, or one that was interrupted, goes on from them;
-    statistics of real pictures stay beside the run, in `references`, for other runs too.
+    recipe beside it (and `reliability`, of reconstructions), or with `sweeps` (as
+    "guidance=1,1.5,2") a list of them. Pictures and features stay in RUN/evaluations, so the same
+    call again, or one that was interrupted, goes on from them; statistics of real pictures stay
+    beside the run, in `references`, for other runs too.
     """
     folder = Path(run).resolve()
     if not (folder / "run.yaml").is_file():

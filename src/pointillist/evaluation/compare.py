@@ -44,6 +44,7 @@ def read_row(folder: Path) -> Row:
     try:
         found = json.loads(report.read_text(encoding="utf-8"))
         recipe, speed = dict(found.pop("recipe")), dict(found.pop("speed"))
+        found.pop("reliability", None)
         metrics = {
             name: Score(float(one["value"]), float(one["low"]), float(one["high"]), int(one["n"]))
             for name, one in found.items()

@@ -52,9 +52,13 @@ class Verdict(NamedTuple):
     restored: Restored | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """metric -> {value, low, high, n}, and the recipe beside them."""
-        scores = {name: score._asdict() for name, score in self.scores.items()}
-        return {**scores, "recipe": {**self.recipe, "about": self.about}, "speed": self.speed}
+        """metric -> {value, low, high, n}, and the recipe beside them; of reconstructions also what
+        each level of interval covers.
+        """
+        found: dict[str, Any] = {name: score._asdict() for name, score in self.scores.items()}
+        if self.restored is not None:
+            found["reliability"] = self.restored.reliability._asdict()
+        return {**found, "recipe": {**self.recipe, "about": self.about}, "speed": self.speed}
 
 
 def quiet(what: str, done: int, of: int) -> None:

@@ -29,6 +29,9 @@ class LossConfig:
     On the straight path |dv|^2 = |dx|^2/(1-t)^2 = |deps|^2/t^2 up to the objective's clamp, so the
     choice of a space is a choice of how times are weighted.
 
+    `regression` weighs the squared error of the picture that an encoder makes of the observation
+    alone (`model.encoder.kind=unet`), whose best answer is the posterior's mean.
+
     `vlb` weighs the bound that trains the variance of a model that learns it (`bound.py`), which
     others have not. Its term is one step's, so 1 is the paper's 0.001 L_vlb for 1,000 steps.
     """
@@ -40,15 +43,18 @@ class LossConfig:
     lpips: LPIPSConfig = LPIPSConfig()
     align: AlignConfig = AlignConfig()
     gain: GainConfig = GainConfig()
+    regression: float = 0.0
     vlb: float = WEIGHT
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
-        for name, weight in {**weights, "vlb": self.vlb}.items():
+        beside = {"regression": self.regression, "vlb": self.vlb}
+        for name, weight in {**weights, **beside}.items():
             if weight < 0:
                 raise InputError(f"loss.{name} is {weight}; a weight is 0 or more")
         if not any(weights.values()) and not self.frequency.weight:
             others = [name for name in ("lpips", "align", "gain") if getattr(self, name).weight]
+            others += ["regression"] if self.regression else []
             why = "so nothing would be learnt"
             if others:
                 why = f"and loss.{' and loss.'.join(others)} alone cannot tell pixels what to be"
@@ -86,6 +92,7 @@ def criterion(
     aligned: Float[Tensor, " b"] | None = None,
     bound: Float[Tensor, " b"] | None = None,
     gains: Float[Tensor, " b"] | None = None,
+    lacking: Float[Tensor, "b c *space"] | None = None,
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The weighted sum for every sample, and its terms (unweighted) by name.
 
@@ -93,7 +100,8 @@ def criterion(
     LPIPS compares with the truth's picture, on which the objective's clamp acts as on the guess's,
     at the times `t`; `aligned` is the answer of an `Alignment`, None where there is none or it has
     ended; `bound` that of `variational_bound`, None where no variance is learnt; `gains` are the
-    squares of the modulations' scales, None where nobody asked for them.
+    squares of the modulations' scales, None where nobody asked for them; `lacking` is the clean
+    sample less the picture that the encoder made of the observation, None where it makes none.
     """
     terms = {
         name: mean_square(error(guess, truth, velocity), weight)
@@ -115,6 +123,10 @@ def criterion(
         terms["vlb"], weights["vlb"] = bound, config.vlb
     if gains is not None:
         terms["gain"], weights["gain"] = gains, config.gain.weight
+    if config.regression:
+        assert lacking is not None
+        terms["regression"] = mean_square(lacking, weight)
+        weights["regression"] = config.regression
     total = sum(weights[name] * term for name, term in terms.items())
     assert isinstance(total, Tensor)
     return total, terms

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
+from pointillist.encoders import NoEncoderConfig, Observing, Site, answered
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import (
     AugmentEmbedding,
@@ -145,7 +145,7 @@ class DiffiTFlat(nn.Module):
 
         x = self.head(F.silu(self.norm(x))).flatten(1, -2)
         value = unpatchify(x, self.config.patch_size, size)
-        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
+        return answered(value, self.encoder.guess(context.observed), hidden)
 
 
 PUBLISHED = (

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
+from pointillist.encoders import NoEncoderConfig, Observing, Site, answered
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, zero_
 from pointillist.layers.embed import (
@@ -179,7 +179,7 @@ class JiT(nn.Module):
         shift, scale = self.modulation(c).chunk(2, -1)
         x = self.head(modulated_norm(self.norm, x, shift, scale))
         value = unpatchify(x, self.config.patch_size, size)
-        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
+        return answered(value, self.encoder.guess(context.observed), hidden)
 
 
 PUBLISHED = (

@@ -159,11 +159,14 @@ class FieldBlock(nn.Module):
 
 
 class NeuralField(nn.Module):
-    """Colour and place of a cell, linear, through the blocks to the answer there."""
+    """What is `seen` at a cell, its colour first, and its place, linear, through the blocks to the
+    answer there.
+    """
 
     def __init__(
         self,
         channels: int,
+        seen: int,
         axes: int,
         width: int,
         field_width: int,
@@ -178,10 +181,10 @@ class NeuralField(nn.Module):
         span: float,
     ) -> None:
         super().__init__()
-        self.channels, self.axes, self.coordinates = channels, axes, coordinates
+        self.seen, self.axes, self.coordinates = seen, axes, coordinates
         self.code, self.bands, self.theta, self.span = code, bands, theta, span
         features = bands**axes if code == "dct" else bands**2 // 2 * axes
-        self.enter = nn.Linear(channels + features, field_width)
+        self.enter = nn.Linear(seen + features, field_width)
         self.blocks = nn.ModuleList(
             FieldBlock(width, field_width, ratio, weight_norm) for _ in range(depth)
         )
@@ -195,11 +198,11 @@ class NeuralField(nn.Module):
 
     def forward(
         self,
-        cells: Float[Tensor, "k m c"],
+        cells: Float[Tensor, "k m i"],
         s: Float[Tensor, "k d"],
         edge: int,
         jitter: Float[Tensor, "m s"] | None = None,
-    ) -> Float[Tensor, "k m c"]:
+    ) -> Float[Tensor, "k m o"]:
         """The answer at the m = edge^axes cells of every patch.
 
         `jitter`: how far each cell's place is moved, in cells, the same in all patches.
@@ -222,5 +225,5 @@ class NeuralField(nn.Module):
     def _enter(self, cells: Tensor, code: Tensor) -> Tensor:
         """The first layer, whose share of the place is the same in every patch; in float32."""
         with torch.autocast("cpu" if cells.is_meta else cells.device.type, enabled=False):
-            colour, place = self.enter.weight.split((self.channels, code.shape[1]), 1)
+            colour, place = self.enter.weight.split((self.seen, code.shape[1]), 1)
             return F.linear(cells.float(), colour) + F.linear(code, place, self.enter.bias)

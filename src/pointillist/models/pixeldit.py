@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
+from pointillist.encoders import NoEncoderConfig, Observing, Site, answered
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, xavier_, zero_
 from pointillist.layers.embed import (
@@ -188,7 +188,7 @@ class PixelDiT(nn.Module):
             nn.Parameter(torch.empty(c.context_tokens, d)) if c.context_tokens else None
         )
         self.blocks = self.make_blocks()
-        self.pixel = nn.Linear(channels, e)
+        self.pixel = nn.Linear(channels * (1 + self.encoder.guesses), e)
         self.pixel_blocks = nn.ModuleList(
             PixelBlock(
                 d, e, cells, c.block**axes, *c.among_pixels, patchwise=c.modulation == "patch",
@@ -307,14 +307,16 @@ class PixelDiT(nn.Module):
             s = F.silu(s)
 
         # Pixels.
-        x = self.pixel(pixels(xt, c.patch_size, c.block)).float()
+        guess = self.encoder.guess(context.observed)
+        seen = self.encoder.with_guess(xt, guess)
+        x = self.pixel(pixels(seen, c.patch_size, c.block)).float()
         if context.pixel_place is not None:
             x = x + context.pixel_place
         for block in self.pixel_blocks:
             x = block(x, s, context.pixel_rotation, context.pixel_hint)
         x = again(self._last, x) if c.recompute else self._last(x)
         value = unpixels(x, c.patch_size, c.block, size)
-        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
+        return answered(value, guess, hidden)
 
     def _last(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))

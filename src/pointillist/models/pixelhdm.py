@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
+from pointillist.encoders import NoEncoderConfig, Observing, Site, answered
 from pointillist.layers.attention import check_heads
 from pointillist.layers.embed import (
     AugmentEmbedding,
@@ -213,7 +213,7 @@ class PixelHDM(nn.Module):
         self.blocks = nn.ModuleList(
             PatchBlock(d, attention(), c.hidden, strength) for _ in range(c.depth)
         )
-        self.pixel = nn.Linear(channels, e)
+        self.pixel = nn.Linear(channels * (1 + self.encoder.guesses), e)
         strength = strength_of(c.pixel_depth, c.pixel_depth_scale)
         self.pixel_blocks = nn.ModuleList(
             HDMPixelBlock(d, e, cells, attention(), c.pixel_hidden, c.modulation, strength,
@@ -326,14 +326,16 @@ class PixelHDM(nn.Module):
                 s = s + told[:, None]
 
         # Pixels.
-        x = self.pixel(pixels(xt, c.patch_size, c.patch_size)).float()
+        guess = self.encoder.guess(context.observed)
+        seen = self.encoder.with_guess(xt, guess)
+        x = self.pixel(pixels(seen, c.patch_size, c.patch_size)).float()
         if context.pixel_place is not None:
             x = x + context.pixel_place
         for block in self.pixel_blocks:
             x = block(x, s, context.pixel_rotation)
         x = again(self._last, x) if c.recompute else self._last(x)
         value = unpixels(x, c.patch_size, c.patch_size, size)
-        return Prediction(with_guess(value, self.encoder.guess(context.observed)), tuple(hidden))
+        return answered(value, guess, hidden)
 
     def _last(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pointillist.encoders import NoEncoderConfig, Observing, Site, with_guess
+from pointillist.encoders import NoEncoderConfig, Observing, Site, answered
 from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, xavier_, zero_
 from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, embed_given
@@ -149,8 +149,9 @@ class PixNerd(nn.Module):
         self.augment = AugmentEmbedding.of(config.augment_labels, d)
         self.blocks = nn.ModuleList(self.make_block() for _ in range(c.depth))
         self.scale = nn.Parameter(torch.empty(d)) if max(c.scales) > 1 else None
+        seen = spec.channels * (1 + self.encoder.guesses)
         self.field = NeuralField(
-            spec.channels, axes, d, c.decoder_width, c.decoder_depth, c.decoder_ratio,
+            spec.channels, seen, axes, d, c.decoder_width, c.decoder_depth, c.decoder_ratio,
             c.weight_norm, c.final_norm, c.coordinates, c.code, c.bands, c.theta, c.code_span,
         )  # fmt: skip
         self.initialise()
@@ -236,13 +237,13 @@ class PixNerd(nn.Module):
         if self.scale is not None:
             steer = steer + math.log(r) * self.scale
         s = F.silu(s + steer)
-        cells = pixels(xt, edge, edge)
-        value = self.field(cells.flatten(0, 1), s.flatten(0, 1), edge, jitter)
-        value = unpixels(value.unflatten(0, cells.shape[:2]), edge, edge, tuple(xt.shape[2:]))
         guess = self.encoder.guess(context.encoded)
         if guess is not None:
             guess = enlarged(guess, tuple(xt.shape[2:]))
-        return Prediction(with_guess(value, guess), tuple(hidden))
+        cells = pixels(self.encoder.with_guess(xt, guess), edge, edge)
+        value = self.field(cells.flatten(0, 1), s.flatten(0, 1), edge, jitter)
+        value = unpixels(value.unflatten(0, cells.shape[:2]), edge, edge, tuple(xt.shape[2:]))
+        return answered(value, guess, hidden)
 
 
 def span_of(span: float | tuple[float, ...], trained: tuple[int, ...]) -> float | tuple[float, ...]:
