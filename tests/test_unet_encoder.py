@@ -60,6 +60,18 @@ def test_the_coarsest_stage_sees_the_whole_map():
     assert slope[0, 0, 12, 0] == 0
 
 
+def test_a_map_of_zeros_has_gradients_like_others():
+    """It is what a picture is of which nothing is known."""
+    torch.manual_seed(0)
+    encoder, norms = UNetConfig().build(Site(3, (32, 32), 4, 8, 2)), []
+    inside = encoder.unet.down[0][0].in_channels
+    for x in (torch.zeros(2, inside, 32, 32), noise(2, inside, 32, 32)):
+        encoder.zero_grad()
+        (encoder.unet(x) - noise(2, 32, 32, 32, seed=1)).square().mean().backward()
+        norms.append(max(float(p.grad.norm()) for p in encoder.parameters() if p.grad is not None))
+    assert norms[0] < 100 * norms[1]
+
+
 @pytest.mark.parametrize("config", [DiTConfig, JiTConfig, PixelDiTConfig, PixNerdConfig])
 def test_a_backbone_starts_as_the_interpolation_and_learns_from_there(config):
     size, observed = (8, 12), gridded((8, 12))

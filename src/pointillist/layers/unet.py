@@ -57,8 +57,10 @@ class UNet(nn.Module):
 def _stage(axes: int, inside: int, outside: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(depth):
+        # Biases, which a norm takes away but for what differs in a group: a map of zeros, where
+        # nothing is known, would have no variance there, and a gradient of 1e15 behind ten norms.
         layers += [
-            CONVOLUTIONS[axes](outside if i else inside, outside, 3, padding=1, bias=False),
+            CONVOLUTIONS[axes](outside if i else inside, outside, 3, padding=1),
             nn.GroupNorm(GROUPS, outside), nn.SiLU(),
         ]  # fmt: skip
     return nn.Sequential(*layers)
