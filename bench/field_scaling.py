@@ -1,38 +1,54 @@
 """How models on sets grow with the places asked: time and memory of one forward.
 
-python bench/field_scaling.py
+    python bench/field_scaling.py [NAME...]
 
 A fifth as many points are known as places are asked, in the unit square. `dense` is the same local
 model with a neighbourhood of everything, which is attention of all to all, until it takes too long.
-Every measurement is a process of its own; its memory is the peak beyond what it has before.
+Every measurement is a process of its own; its memory is the peak beyond what it has before. One
+result a model, as `field-scaling-NAME.json`.
 """
 
+import argparse
 import json
 import math
 import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 from record import record
 
 from pointillist.engine.device import keep_freed_memory
-from pointillist.models import LocalConfig, MambaConfig, Network
+from pointillist.models import (
+    HybridConfig,
+    LocalConfig,
+    MambaConfig,
+    Network,
+    PerceiverIOConfig,
+)
 from pointillist.types import Given, Spec, grid_axes
 
 SIZES = [2**n for n in range(10, 19)]
 LOCAL = {"width": 128, "depth": 4, "heads": 4, "mlp_ratio": 2.0, "neighbours": 16, "mixing": 16}
 MAMBA = {"width": 128, "depth": 4, "form": "dual", "frequencies": 64}
-LONGEST = {"local": 2**18, "mamba": 2**17, "dense": 2**13}
+LATENTS = {"width": 128, "latents": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0, "frequencies": 64}
+BOTH = {**LOCAL, "depth": 2, "form": "dual"}
+LONGEST = {"local": 2**18, "mamba": 2**17, "perceiver_io": 2**18, "hybrid": 2**16, "dense": 2**13}
 
 
 def network(name: str, places: int) -> Network:
-    spec = Spec(channels=3, axes=grid_axes((32, 32)))
-    if name == "mamba":
-        return Network(MambaConfig(**MAMBA).build(spec))
-    sizes = LOCAL if name == "local" else LOCAL | {"neighbours": places // 5, "mixing": places - 1}
-    return Network(LocalConfig(**sizes, radius=0.3 if name == "local" else 10.0).build(spec))
+    """The model by its name; `dense` is `local` without a radius."""
+    everything = {"radius": 10.0, "neighbours": places // 5, "mixing": places - 1}
+    config: Any = {
+        "local": LocalConfig(**LOCAL, radius=0.3),
+        "mamba": MambaConfig(**MAMBA),
+        "perceiver_io": PerceiverIOConfig(**LATENTS),
+        "hybrid": HybridConfig(**BOTH, radius=0.3),
+        "dense": LocalConfig(**{**LOCAL, **everything}),
+    }[name]
+    return Network(config.build(Spec(channels=3, axes=grid_axes((32, 32)))))
 
 
 def one(name: str, places: int) -> dict[str, float]:
@@ -67,27 +83,30 @@ def slope(sizes: list[int], values: list[float]) -> float:
     return rise / sum((a - mx) ** 2 for a in x)
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))
-        return
-    rows: dict[str, dict[int, dict[str, float]]] = {}
-    for name, longest in LONGEST.items():
-        rows[name] = {}
-        for places in (n for n in SIZES if n <= longest):
-            out = subprocess.run(
-                [sys.executable, __file__, name, str(places)], check=True, capture_output=True
-            )
-            rows[name][places] = json.loads(out.stdout)
-            print(name, places, rows[name][places], flush=True)
+def measured(name: str) -> None:
+    """The rows of one model, with their slopes, into results."""
+    rows: dict[int, dict[str, float]] = {}
+    for places in (n for n in SIZES if n <= LONGEST[name]):
+        call = [sys.executable, __file__, "--one", name, str(places)]
+        rows[places] = json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
+        print(name, places, rows[places], flush=True)
     slopes = {
-        name: {
-            kind: round(slope(list(found), [row[kind] for row in found.values()]), 3)
-            for kind in ("condition", "forward", "MiB")
-        }
-        for name, found in rows.items()
+        kind: round(slope(list(rows), [row[kind] for row in rows.values()]), 3)
+        for kind in ("condition", "forward", "MiB")
     }
-    record("field_scaling", {"local": LOCAL, "mamba": MAMBA, "slopes": slopes, "rows": rows})
+    record(f"field-scaling-{name}", {"slopes": slopes, "rows": rows})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(LONGEST))
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "PLACES"), help="a single measurement")
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one(asked.one[0], int(asked.one[1]))))
+        return
+    for name in asked.names:
+        measured(name)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,52 @@ def unlearnt(width: int) -> Iterator[Row]:
         yield [*row, *[""] * (width - len(row) - 2), f"{by['0.2']['seconds']:.2g}", ""]
 
 
+# What all that a place is told of the others has to go through.
+BOTTLENECK = {
+    "grid": "tokens of 128 numbers for patches of 4 x 4", "splat": "tokens of 128 numbers",
+    "unet": "none: convolutions on the pixels", "perceiver": "48 latents of 128 numbers",
+    "sfc": "tokens of groups along the curve", "local": "none within the radius",
+    "mamba": "16 numbers a channel along the curve", "perceiverio": "64 latents of 128 numbers",
+    "hybrid": "none near; 16 numbers a channel far off",
+}  # fmt: skip
+GROWTH = {"local": "local", "mamba": "mamba", "perceiverio": "perceiver_io", "hybrid": "hybrid"}
+EPOCH = 50_000  # pictures
+
+
+def choose() -> str:
+    """What the systems cost, how far they look, and what they reach: the second document's table.
+
+    An epoch asks at the places that the preset trains on. Growth is of a forward in the number of
+    places, of models that take any; locality is the share of dependence within .2.
+    """
+    heads = ["", "growth of time", "of memory", "bottleneck", "within .2", "s/epoch",
+             "MB, training", "MB, drawing", "parameters", "whole, dB"]  # fmt: skip
+    near = kept("locality").get("locality", {"radii": [], "inside": {}})
+    rows: list[tuple[float, Row]] = []
+    for stem, found in kept("sparse-*-15min").items():
+        name, at = name_of(stem)[0], found["by share"]["0.2"]
+        if name not in BOTTLENECK:
+            continue
+        slopes = kept(f"field-scaling-{GROWTH.get(name, '')}")
+        slope = next(iter(slopes.values()))["slopes"] if slopes else None
+        inside = next((v for k, v in near["inside"].items() if k.startswith(f"{name}-")), None)
+        memory = found.get("peak memory of training")
+        rows.append((at["psnr_whole"][0], [
+            f"`{name}`" + (", untrained" if found["untrained"] else ""),
+            "" if slope is None else f"{slope['forward']:.2f}",
+            "" if slope is None else f"{slope['MiB']:.2f}", BOTTLENECK[name],
+            "" if inside is None else f"{inside[near['radii'].index(0.2)]:.2f}",
+            f"{EPOCH / found['images per second']:.0f}",
+            "" if memory is None else f"{memory / 1e6:.0f}", f"{at['peak memory'] / 1e6:.0f}",
+            f"{found['parameters'] / 1e6:.2f} M", f"{at['psnr_whole'][0]:.2f}",
+        ]))  # fmt: skip
+    if "even" in near["inside"]:
+        even = near["inside"]["even"][near["radii"].index(0.2)]
+        rows.append((-1.0, ["*known places within .2*", "", "", "", f"{even:.2f}"] + [""] * 5))
+    rows.sort(key=lambda row: -row[0])
+    return table(heads, [row for _, row in rows])
+
+
 NAMES = {
     "nearest": "nearest", "linear": "linear (Delaunay; nearest outside)",
     "thin_plate": "thin plate", "biharmonic": "biharmonic on the grid",
@@ -105,7 +151,7 @@ def baselines() -> str:
     return table(heads, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"baselines": baselines, "sparse": sparse}
+TABLES: dict[str, Callable[[], str]] = {"baselines": baselines, "choose": choose, "sparse": sparse}
 
 
 def written(page: str) -> str:

@@ -42,11 +42,14 @@ WALK = ("--sampler", "dpmpp_2m", "--steps", "16")
 ENOUGH = 50_000  # pictures below which a row makes no claim
 
 
-def pointillist(*words: str) -> str:
-    """Run `pointillist WORDS` in a process of its own, so that its memory is its own."""
-    subprocess.run([sys.executable, "-m", "pointillist", *words], check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
-    return shlex.join(["pointillist", *words])
+def pointillist(*words: str) -> tuple[str, int]:
+    """Run `pointillist WORDS` as a process of its own; the command, and its peak of memory."""
+    process = subprocess.Popen([sys.executable, "-m", "pointillist", *words],
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{shlex.join(process.args)} ended with {os.waitstatus_to_exitcode(status)}")
+    return shlex.join(["pointillist", *words]), usage.ru_maxrss * 1024
 
 
 def beside(folder: Path, ending: str) -> Path:
@@ -127,12 +130,13 @@ def trained(preset: str, words: list[str], minutes: float, folder: Path) -> dict
         sessions = [one for one in kept(path) or [] if one["from"] < begun]
         keep(path, [*sessions, {"from": begun, **circumstances()}])
         save = max(BATCH, wanted["images"] // 4 // BATCH * BATCH)
-        command = pointillist(
+        command, memory = pointillist(
             "train", preset, *words, f"train.precision={wanted['precision']}",
             f"train.images={wanted['images']}", f"train.save_every={save}", "--out", str(folder),
             *(["--resume"] if again else []),
         )  # fmt: skip
-        keep(done, {"command": command, "load at end": round(os.getloadavg()[0], 2)})
+        keep(done, {"command": command, "peak memory of training": memory,
+                    "load at end": round(os.getloadavg()[0], 2)})  # fmt: skip
     sessions, events = kept(path), steps_of(folder)
     seconds, images = seconds_of(sessions, events), events[-1]["images"]
     shown = subprocess.run([sys.executable, "-m", "pointillist", "show", str(folder), "--json"],
@@ -151,7 +155,7 @@ def judged(folder: Path, draws: int, dtype: str) -> dict[str, Any]:
         out = folder / f"sparse-{share:g}-{draws}-{dtype}.json"
         about = beside(out, "about.json")
         if not about.exists():
-            command = pointillist(
+            command, _ = pointillist(
                 "evaluate", str(folder), "--metrics", METRICS, "--count", str(PICTURES),
                 "--draws", str(draws), "--share", f"{share:g}", *WALK, "--dtype", dtype,
                 "--out", str(out),

@@ -10,6 +10,7 @@ from pointillist.draws import Draw
 from pointillist.encoders import Encoder, GridConfig, SplatConfig
 from pointillist.gradient import backward
 from pointillist.guidance import network_field
+from pointillist.layers.offset import moved
 from pointillist.models import Network, PixNerdConfig, neural_field
 from pointillist.models.neural_field import _WrittenMLP, code_of, places
 from pointillist.objective import StraightConfig
@@ -31,13 +32,13 @@ def made(size=SIZE, **options):
     return toy(PixNerdConfig, size, **{**SMALL, **options})
 
 
-def rendered(model, size=SIZE, r=2, jitter=None, x=None):
+def rendered(model, size=SIZE, r=2, offsets=None, x=None):
     """An answer r times finer than what the patches see."""
     large = tuple(r * n for n in size)
     noise, t, given = asked(large)
     x = noise if x is None else x
     coarse, later = coarsen(StraightConfig(), noise, t, r)
-    return Network(model).render(x, t, coarse, later, given, jitter=jitter).value
+    return Network(model).render(x, t, coarse, later, given, offsets=offsets).value
 
 
 # Every choice.
@@ -196,10 +197,10 @@ def test_the_dct_code_is_the_product_of_its_axes(axes):
 
 def test_jitter_moves_every_cell_within_itself():
     model = made(SIZE)
-    still = torch.zeros(64, 2)
-    torch.testing.assert_close(rendered(model, jitter=still), rendered(model))
-    moved = rendered(model, jitter=still + 0.4)
-    assert (moved - rendered(model)).abs().max() > 1e-3
+    still = torch.zeros(2, 8)
+    torch.testing.assert_close(rendered(model, offsets=still), rendered(model))
+    apart = rendered(model, offsets=still + 0.4)
+    assert (apart - rendered(model)).abs().max() > 1e-3
     # Half a cell of a patch of 4 is a whole one of a patch of 8: the field is one and the same.
     field = made(SIZE).field
     cells, s = torch.zeros(2, 16, 2), Draw(0, torch.arange(2)).normal("s", (32,))
@@ -309,6 +310,18 @@ def test_the_residual_of_splat_is_interpolated_on_the_grid_that_is_asked():
     torch.testing.assert_close(torch.where(mask, guess, 0), given.seen)
 
 
+def test_the_guess_is_taken_where_the_cells_are_moved_to():
+    """What is added to a picture that training takes beside its cells has to be taken there too."""
+    model, (xt, t, given) = made(SIZE, encoder=SplatConfig()), asked(SIZE)
+    offsets = torch.tensor([[0.3, -0.2, 0.1, 0.4], [-0.5, 0.0, 0.25, -0.1]])
+    seen = torch.linspace(0, 2, 12).sin().expand(3, 2, *SIZE)
+    given = given._replace(seen=seen, mask=torch.ones(3, 1, *SIZE) > 0)
+    still = Network(model).render(xt, t, xt, t, given)
+    apart = Network(model).render(xt, t, xt, t, given, offsets=offsets)
+    torch.testing.assert_close(apart.guess, moved(still.guess, offsets))
+    torch.testing.assert_close(apart.guess[..., 2:-2], moved(seen, offsets)[..., 2:-2])
+
+
 def test_what_cannot_be_rendered_is_refused():
     model = made(SIZE)
     x, t, given = asked((16, 16))
@@ -335,12 +348,12 @@ def test_micro_batches_give_the_same_gradient_at_every_scale(hinted, monkeypatch
     run, seen = Run(model=model.config, task=task), set()
     rendered_by = model.render
 
-    def render(xt, t, coarse, t_coarse, given, context, jitter, taps):
+    def render(xt, t, coarse, t_coarse, given, context, offsets, taps):
         scale = xt.shape[-1] // coarse.shape[-1]
-        assert jitter.shape == ((4 * scale) ** 2, 2) and jitter.abs().max() <= 0.5
-        seen.add((scale, float(jitter[0, 0])))
+        assert offsets.shape == (2, 4 * scale) and offsets.abs().max() <= 0.5
+        seen.add((scale, float(offsets[0, 0])))
         assert (t_coarse > t).all() if scale > 1 else torch.equal(t, t_coarse)
-        return rendered_by(xt, t, coarse, t_coarse, given, context, jitter, taps)
+        return rendered_by(xt, t, coarse, t_coarse, given, context, offsets, taps)
 
     monkeypatch.setattr(model, "render", render)
     for first in range(0, 32, 4):

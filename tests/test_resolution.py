@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointillist.draws import Draw
+from pointillist.layers.offset import moved
 from pointillist.objective import GVPConfig, StraightConfig, VEConfig, VPConfig
-from pointillist.resolution import base_scale, box_means, coarsen, moved
+from pointillist.resolution import base_scale, box_means, coarsen
 from pointillist.types import InputError
 
 PATHS = [StraightConfig, GVPConfig, VPConfig, VEConfig]

@@ -72,6 +72,24 @@ def test_rows_are_in_order_and_as_wide_as_the_head(bench, tmp_path):
     assert third["mean - draw"] == "2.50" and third["minutes"] == "15.0" and third["MB"] == "400"
 
 
+def test_what_was_not_measured_of_a_system_is_left_empty(bench, tmp_path):
+    page, _, _ = bench
+    assert len(page.choose().splitlines()) == 2
+    put(tmp_path, sparse_local_15min=row("local", 9, 20.0, **{"images per second": 80.0}),
+        sparse_grid_15min=row("grid", 9, 21.0, **{"images per second": 100.0,
+                                                  "peak memory of training": 7e8}),
+        field_scaling_local={"slopes": {"forward": 0.85, "MiB": 0.98}},
+        locality={"radii": [0.1, 0.2], "inside": {"grid-15min": [0.3, 0.6], "even": [0.01, 0.03]}},
+        )  # fmt: skip
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in page.choose().splitlines()]  # fmt: skip
+    assert len({len(line) for line in lines}) == 1
+    grid, local, even = lines[2:]
+    assert grid[0] == "`grid`" and grid[1:3] == ["", ""] and grid[4:7] == ["0.60", "500", "700"]
+    assert local[1:3] == ["0.85", "0.98"] and local[4:7] == ["", "625", ""]
+    assert even[0] == "*known places within .2*" and even[4] == "0.03"
+
+
 def test_figures_show_the_trained_systems_of_those_minutes(bench, tmp_path, monkeypatch):
     _, _, figures = bench
     monkeypatch.setattr(sys, "argv", ["sparse_figures.py"])

@@ -14,11 +14,12 @@ from pointillist.engine.device import autocast, is_out_of_memory
 from pointillist.engine.optim import moments
 from pointillist.layers.dropout import dropping
 from pointillist.layers.gain import gains
+from pointillist.layers.offset import moved
 from pointillist.losses import criterion
 from pointillist.losses.align import Alignment
 from pointillist.losses.bound import bound_of
 from pointillist.models import Network
-from pointillist.resolution import coarsen, moved
+from pointillist.resolution import coarsen
 from pointillist.run import Run
 from pointillist.tasks import said
 from pointillist.types import Batch, Given, InputError, Prediction
@@ -95,7 +96,7 @@ def backward(
         draw = Draw(run.seed, part.index)
         t = run.objective.times(draw).to(device)
         eps = run.objective.noise(draw, tuple(part.x.shape[1:]), where=part.where).to(device)
-        x = still = part.x.to(device)
+        x = part.x.to(device)
         if asked.offsets is not None:
             x = moved(x, asked.offsets.to(device))
         given = type(given)(*(v.to(device) if isinstance(v, Tensor) else v for v in given))
@@ -114,7 +115,7 @@ def backward(
             loss, terms = criterion(
                 run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound,
                 gains=None if scales is None else scales.sum(), 
-                lacking=None if answer.guess is None else still - answer.guess.float(),
+                lacking=None if answer.guess is None else x - answer.guess.float(),
             )  # fmt: skip
             (counting(loss, part).sum() / size).backward()
         for name, values in {"loss": loss, **terms}.items():
@@ -171,11 +172,8 @@ def respond(
     coarse = shown
     if asked.scale > 1:
         coarse = run.objective.see(*coarsen(run.objective, xt, t, asked.scale))
-    jitter = None
-    if asked.offsets is not None:
-        mesh = torch.meshgrid(*asked.offsets.to(xt.device), indexing="ij")
-        jitter = torch.stack(mesh, -1).flatten(0, -2)
-    return network.render(*shown, *coarse, given, None, jitter, taps)
+    offsets = None if asked.offsets is None else asked.offsets.to(xt.device)
+    return network.render(*shown, *coarse, given, None, offsets, taps)
 
 
 def attempt(

@@ -117,7 +117,7 @@ class Network:
         t_coarse: Time,
         given: Given,
         context: Any = None,
-        jitter: Tensor | None = None,
+        offsets: Tensor | None = None,
         taps: tuple[int, ...] = (),
     ) -> Prediction:
         """The model's answer for `xt`, of which it sees `coarse`, at the time of that.
@@ -127,7 +127,7 @@ class Network:
         if context is None:
             context = self.condition(given, tuple(coarse.shape[2:]), tuple(xt.shape[2:]))
         model: Any = self.model
-        return model.render(xt, t, coarse, t_coarse, given, context, jitter, taps)
+        return model.render(xt, t, coarse, t_coarse, given, context, offsets, taps)
 
     def __call__(
         self,

@@ -20,6 +20,7 @@ from pointillist.layers.adaln import AdaLNBlock
 from pointillist.layers.attention import check_heads, xavier_, zero_
 from pointillist.layers.embed import AugmentEmbedding, LabelEmbedding, TimeEmbedding, embed_given
 from pointillist.layers.mlp import SwiGLU
+from pointillist.layers.offset import mesh, moved
 from pointillist.layers.patch import on_grid, patch_grid, patchify, pixels, unpixels
 from pointillist.layers.rope import Rotation, rope
 from pointillist.layers.text import Text
@@ -208,13 +209,13 @@ class PixNerd(nn.Module):
         t_coarse: Time,
         given: Given,
         context: Context | None = None,
-        jitter: Float[Tensor, "m s"] | None = None,
+        offsets: Float[Tensor, "s e"] | None = None,
         taps: tuple[int, ...] = (),
     ) -> Prediction:
         """The answer for `xt` at time t, by patches that see the same state `coarse`, at its time.
 
         `coarse` is smaller by a whole factor r, the same along each axis; a patch has m = (r p)^s
-        cells then. `jitter`: how far each of them is moved, in cells.
+        cells then. `offsets`: how far its rows, columns and so on are moved, in cells.
         """
         size, r = tuple(coarse.shape[2:]), times_larger(xt, coarse)
         if context is None:
@@ -240,6 +241,8 @@ class PixNerd(nn.Module):
         guess = self.encoder.guess(context.encoded)
         if guess is not None:
             guess = enlarged(guess, tuple(xt.shape[2:]))
+            guess = guess if offsets is None else moved(guess, offsets)
+        jitter = None if offsets is None else mesh(offsets)
         cells = pixels(self.encoder.with_guess(xt, guess), edge, edge)
         value = self.field(cells.flatten(0, 1), s.flatten(0, 1), edge, jitter)
         value = unpixels(value.unflatten(0, cells.shape[:2]), edge, edge, tuple(xt.shape[2:]))
