@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import pointillist as pt
+from pointillist.run import Run
 
 BENCH = Path(__file__).parents[1] / "bench"
 SHARES = ("0.05", "0.1", "0.2", "0.4")
@@ -130,3 +134,22 @@ def test_runs_whose_names_have_dots_keep_what_is_theirs(bench, tmp_path, monkeyp
     assert plans[0]["images"] == 30_016  # a whole number of batches
     with pytest.raises(SystemExit, match="give another --name"):
         table.plan("local", ["model.radius=0.4"], 5, tmp_path / "local-r0.2-5min")
+
+
+def test_a_kept_run_draws_nearly_the_same_in_float32(bench, tmp_path):
+    _, table, _ = bench
+    words = ["model.width=24", "model.depth=2", "train.images=128", "train.batch=32",
+             "train.save_every=128", "train.validate=0", "train.grid=0",
+             "optim.warmup=0"]  # fmt: skip
+    pt.train(Run.load("debug", *words), tmp_path / "run")
+    table.store(tmp_path / "run", "run")
+    kept = tmp_path / "runs" / "run"
+    files = sorted(path.name for path in kept.rglob("*") if path.is_file())
+    assert files == ["ema-0.99-00001.safetensors", "run.yaml", "spec.json", "state.json"]
+    draws = []
+    for folder in (tmp_path / "run", kept):
+        run = pt.load(folder)
+        assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+        draws.append(run.sample(2, label=[0, 1], steps=3, seed=1))
+    assert not torch.equal(*draws)
+    torch.testing.assert_close(*draws, rtol=0, atol=2e-2)

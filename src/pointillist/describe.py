@@ -108,7 +108,7 @@ def kept_for_backward(
         bound = bound_of(run.objective, guess, truth, x, t, spec)
         criterion(
             run.loss, guess, truth, None, velocity, t=t, aligned=aligned, bound=bound,
-            gains=None if scales is None else scales.sum(), 
+            gains=None if scales is None else scales.sum(),
             lacking=None if answer.guess is None else x - answer.guess.float(),
         )  # fmt: skip
     keeps = BFLOAT16_KEEPS if run.train.precision == "bfloat16" else 1

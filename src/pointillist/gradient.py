@@ -114,7 +114,7 @@ def backward(
             bound = bound_of(run.objective, guess, truth, x, t, spec, weight)
             loss, terms = criterion(
                 run.loss, guess, truth, weight, velocity, t=t, aligned=aligned, bound=bound,
-                gains=None if scales is None else scales.sum(), 
+                gains=None if scales is None else scales.sum(),
                 lacking=None if answer.guess is None else x - answer.guess.float(),
             )  # fmt: skip
             (counting(loss, part).sum() / size).backward()

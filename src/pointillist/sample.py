@@ -240,9 +240,8 @@ def load(
         raise InputError(f"{folder / 'run.yaml'} is missing; {folder} is not a run folder")
     run, spec = Run.load(folder / "run.yaml"), read_spec(folder)
     weights, source = read_weights(folder, run, ema, at)
-    weights = {
-        name: w.float() for name, w in weights.items()
-    }  # a run may be kept in half precision
+    # A run that is kept in half precision is computed in float32 all the same.
+    weights = {name: w.float() for name, w in weights.items()}
     with torch.device("meta"):
         model = run.model.build(spec)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
