@@ -48,10 +48,10 @@ from pointillist.known import protocol_mask
 from pointillist.layers.coordinates import unaliased_bands
 from pointillist.layers.curve import curve_order
 from pointillist.layers.observations import centres
+from pointillist.layers.offset import mesh, moved
 from pointillist.layers.patch import patchify
 from pointillist.models.neural_field import NeuralField, places
 from pointillist.pictures import save_png, to_bytes
-from pointillist.resolution import moved
 
 OUT = Path(os.environ.get("POINTILLIST_NOTEBOOK_OUT", "out/notebooks"))
 IMAGES = int(os.environ.get("POINTILLIST_NOTEBOOK_IMAGES", "2000"))
@@ -474,7 +474,7 @@ class Fitted(NamedTuple):
 
 def fitted(convention: Literal["centre", "corner"], moves: bool, scales: tuple[int, ...]) -> Fitted:
     torch.manual_seed(0)
-    field = NeuralField(3, 2, 64, 24, 2, 1, "both", True, convention, "dct", 8, 1e4, 16.0)
+    field = NeuralField(3, 3, 2, 64, 24, 2, 1, "both", True, convention, "dct", 8, 1e4, 16.0)
     tokens = torch.nn.Parameter(torch.randn((EDGE // PATCH) ** 2, 64))
     made = Fitted(field, tokens)
     optimiser = torch.optim.Adam([*field.parameters(), tokens], lr=1e-2)
@@ -487,7 +487,7 @@ def fitted(convention: Literal["centre", "corner"], moves: bool, scales: tuple[i
         if moves:
             offsets = one.uniform("jitter", (2, PATCH * times))[0] - 0.5
             truth = moved(truth[None], offsets)[0]
-            jitter = torch.stack(torch.meshgrid(*offsets, indexing="ij"), -1).flatten(0, 1)
+            jitter = mesh(offsets)
         loss = (made.ask(times, jitter) - truth).square().mean()
         optimiser.zero_grad()
         loss.backward()

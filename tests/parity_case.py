@@ -108,12 +108,16 @@ def match_gradients(case: Case, model: torch.nn.Module, rename: Any) -> None:
         gradient = torch.zeros_like(p) if found[name] is None else found[name]
         if name == "pos_embed":
             continue  # a fixed table
-        for what, value in (
-            ("grad.param_norms", gradient.norm()), ("grad.param_dot", (p * gradient).sum())
+        norm = float(gradient.norm())
+        # Of a product only this part of both norms is left where its terms cancel.
+        both = norm * max(1.0, float(p.norm()))
+        for what, value, most in (
+            ("grad.param_norms", gradient.norm(), norm),
+            ("grad.param_dot", (p * gradient).sum(), both),
         ):  # fmt: skip
             if what in case.io:
                 stored = float(case.io[what][row])
-                scale = 1e-4 * abs(stored) + 1e-5 * (1 + float(gradient.norm()))
+                scale = 1e-4 * abs(stored) + 1e-5 * (1 + most)
                 off = abs(float(value.detach()) - stored)
                 assert off <= scale, f"{what} of {name} is off by {off:.2e}"
 

@@ -151,7 +151,7 @@ def test_the_regression_counts_where_the_weight_does_and_teaches_the_encoder_alo
              "model.encoder.depths=[1]", "model.width=32", "model.depth=1",
              "model.heads=2"]  # fmt: skip
     run = Run.load("cifar10-unet-small", *words, "loss.regression=1e3")
-    plain = Run.load("cifar10-unet-small", *words)
+    plain = Run.load("cifar10-unet-small", *words, "loss.regression=0")
     batch = Batch(x=noise(4, 3, 32, 32).clamp(-1, 1), index=torch.arange(4))
     found = []
     for of in (run, plain):
