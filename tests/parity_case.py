@@ -109,8 +109,9 @@ def match_gradients(case: Case, model: torch.nn.Module, rename: Any) -> None:
         if name == "pos_embed":
             continue  # a fixed table
         norm = float(gradient.norm())
-        # Of a product only this part of both norms is left where its terms cancel.
-        both = norm * max(1.0, float(p.norm()))
+        # Gains are all near 1, so their product is the sum of a gradient of both signs: what is
+        # left of it is as exact as both norms are, not as itself.
+        both = norm * (max(1.0, float(p.norm())) if p.dim() == 1 else 1.0)
         for what, value, most in (
             ("grad.param_norms", gradient.norm(), norm),
             ("grad.param_dot", (p * gradient).sum(), both),
