@@ -7,7 +7,7 @@ import torch
 from record import alternate, record
 from torch.nn import functional as F
 
-from pointillist.layers.attention import attend
+from pointillist.layers.attend import attend
 from pointillist.layers.norm import RMSNorm
 from pointillist.layers.rope import rope, rotate
 

@@ -7,7 +7,7 @@ import torch
 
 import pointillist as pt
 from pointillist.draws import Draw
-from pointillist.layers.attention import attend
+from pointillist.layers.attend import attend
 from pointillist.models import Network
 from pointillist.types import Given
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pointillist.layers.attention import SelfAttention, attend, check_heads
+from pointillist.layers.attend import attend, first_keys
+from pointillist.layers.attention import SelfAttention, check_heads
 from pointillist.layers.embed import LabelEmbedding, TimeEmbedding, positions, sincos, sinusoid
 from pointillist.layers.mlp import SwiGLU
 from pointillist.layers.norm import PlainLayerNorm, RMSNorm, modulate, modulated_norm
@@ -152,13 +153,35 @@ def test_rotation_is_that_of_its_equation():
         torch.testing.assert_close(y[0, 0, 6, 2 * pair : 2 * pair + 2], turned)
 
 
-@pytest.mark.parametrize("n", [5, 300])
-def test_attention_equals_the_three_plain_steps(n):
-    q, k, v = (noise(2, 3, n, 8, seed=i) for i in range(3))
-    plain = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
-    torch.testing.assert_close(attend(q, k, v), plain, rtol=1e-4, atol=1e-5)
-    rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
-    assert (rounded - plain).abs().max() < 0.03
+@pytest.mark.parametrize("n", [5, 300])  # the plain steps in bfloat16, and torch's form
+@pytest.mark.parametrize("masked", ["no", "first", "added"])
+def test_attention_equals_the_three_plain_steps(n, masked):
+    q, k, v = (noise(2, 3, n, 8, seed=i).requires_grad_() for i in range(3))
+    mask, told = None, 0.0
+    if masked == "first":
+        there = torch.arange(n - 2) < torch.tensor([[n - 4], [1]])
+        mask = first_keys(there, n)
+        assert mask[0, 0, 0].tolist() == [*there[0].tolist(), True, True]
+        told = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    elif masked == "added":
+        mask = told = noise(1, 3, n, n, seed=4)
+    plain = ((q @ k.transpose(-1, -2) / 8**0.5) + told).softmax(-1) @ v
+    slopes = torch.autograd.grad(plain.square().sum(), (q, k, v))
+
+    def close(*given, mask, far: float, far_slopes: float) -> None:
+        ours = attend(*given, mask)
+        assert ours.dtype == given[0].dtype
+        assert (ours - plain).abs().max() < far
+        found = torch.autograd.grad(ours.float().square().sum(), given)
+        for one, other in zip(found, slopes, strict=True):
+            assert (one - other).norm() < far_slopes * other.norm()
+        with torch.no_grad():
+            assert (attend(*given, mask) - plain).abs().max() < far
+
+    close(q, k, v, mask=mask, far=1e-5, far_slopes=1e-5)
+    half = (x.detach().bfloat16().requires_grad_() for x in (q, k, v))
+    rounded = mask.bfloat16() if masked == "added" else mask
+    close(*half, mask=rounded, far=0.05, far_slopes=0.03)
 
 
 def test_dropout_acts_in_training_alone():

@@ -4,8 +4,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pointillist.layers.attend import attend, first_keys
 from pointillist.layers.cross_attention import Keys
 from pointillist.layers.dropout import Dropout
 from pointillist.layers.fused import Fused
@@ -44,12 +44,12 @@ class SelfAttention(nn.Module):
         beside: Keys | None = None,
         mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """`beside`: keys of other tokens, which go first; `mask`: as in `attend`."""
+        """`beside`: keys of others, which go first; `mask`: which of the first l keys are there."""
         q, k, v = self.split(x, rotation)
         if beside is not None:
             k = torch.cat((beside.k.to(k.dtype), k), 2)
             v = torch.cat((beside.v.to(v.dtype), v), 2)
-        return self.join(attend(q, k, v, mask))
+        return self.join(attend(q, k, v, first_keys(mask, k.shape[2])))
 
     def split(
         self, x: Float[Tensor, "b n d"], rotation: Rotation | None = None
@@ -65,27 +65,6 @@ class SelfAttention(nn.Module):
     def join(self, mixed: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
         """What the heads found, as one answer a token."""
         return self.dropout(self.out(rearrange(mixed, "b h n e -> b n (h e)")))
-
-
-def attend(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h m e"],
-    v: Float[Tensor, "b h m e"],
-    mask: Bool[Tensor, "b l"] | None = None,
-) -> Float[Tensor, "b h n e"]:
-    """softmax(q k^T / sqrt(e)) v; `mask`: which of the first l keys are there, the rest all are.
-
-    torch's fused form for bfloat16 on the CPU has a slow backward: up to 256 tokens the three plain
-    steps take a quarter to four fifths of its time (`bench/layers.py`).
-    """
-    if mask is not None:
-        mask = F.pad(mask, (0, k.shape[2] - mask.shape[1]), value=True)[:, None, None]
-    if v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] <= 256:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def check_heads(width: int, heads: int, field: str = "model", pairs: bool = True) -> None:

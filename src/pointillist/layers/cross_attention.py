@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.attend import attend
 from pointillist.layers.fused import Fused
 from pointillist.layers.mlp import MLP, SwiGLU
 from pointillist.layers.norm import RMSNorm
@@ -61,9 +62,7 @@ class CrossAttention(nn.Module):
         if bias is not None:
             bias = bias.to(q.dtype)
             scores = bias if scores is None else bias.masked_fill(~scores, -torch.inf)
-        if scores is not None:
-            scores = scores.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=scores)
+        mixed = attend(q, k, v, scores)
         out = self.out(rearrange(mixed, "b h n e -> b n (h e)"))
         return out if some is None else torch.where(some, out, 0)
 

@@ -15,7 +15,7 @@ def dual_scan(
     B: Float[Tensor, "b l g n"],
     C: Float[Tensor, "b l g n"],
     start: Float[Tensor, "b h p n"] | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
     """y_t = h_t C_t of h_t = exp(decay_t) h_{t-1} + x_t B_t, and the last h (Dao, Gu 2405.21060).
 
@@ -50,5 +50,5 @@ def dual_scan(
         for push, fade in zip(brought.unbind(2), s[..., -1].exp().unbind(2), strict=True):
             starts.append(h)
             h = fade[..., None, None] * h + push
-        y = y + s.exp()[..., None] * (c @ torch.stack(starts, 2).mT)
+        y = y + (c * s.exp()[..., None]) @ torch.stack(starts, 2).mT
         return y.flatten(2, 3)[:, :, :length].transpose(1, 2).to(x.dtype), h

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pointillist.layers.attend import attend
 from pointillist.layers.fused import Fused
 from pointillist.layers.mrope import Rotations
 from pointillist.layers.norm import RMSNorm
@@ -83,7 +84,7 @@ def attend_grouped(
     b, h, n, e = q.shape
     seen = None if mask is None else mask[:, None, None, :]
     asked = q.reshape(b, k.shape[1], -1, e)
-    return F.scaled_dot_product_attention(asked, k, v, attn_mask=seen).reshape(b, h, n, e)
+    return attend(asked, k, v, seen).reshape(b, h, n, e)
 
 
 def check_groups(heads: int, kv_heads: int, field: str = "model") -> None:

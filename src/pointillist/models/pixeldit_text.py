@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pointillist.layers.adaln import AdaLNBlock
-from pointillist.layers.attention import attend, xavier_, zero_
+from pointillist.layers.attend import attend, first_keys
+from pointillist.layers.attention import xavier_, zero_
 from pointillist.layers.cross_attention import Keys, split_keys
 from pointillist.layers.fused import Fused
 from pointillist.layers.norm import RMSNorm, modulated_norm
@@ -81,7 +82,7 @@ class JointBlock(nn.Module):
             strict=True,
         )
         q, k, v = (torch.cat(pair, 2) for pair in both)
-        mixed = attend(q, k, v, text.mask)
+        mixed = attend(q, k, v, first_keys(text.mask, k.shape[2]))
         read, seen = mixed.split((told.shape[1], asked.shape[1]), 2)
         s = self.patches.leave(s, self.patches.attention.join(seen), of_patches)
         y = self.text.leave(text.tokens, self.text.attention.join(read), of_text)
