@@ -104,7 +104,7 @@ def judge(model: UNet, x: Tensor, device: torch.device) -> dict[str, dict[str, f
         found[f"{share:g}"] = {
             "hidden": round(float(psnr(full, x, data_range=2.0, mask=~mask).mean()), 2),
             "whole": round(float(psnr(full, x, data_range=2.0).mean()), 2),
-            "ssim": round(float(ssim(full, x, data_range=2.0).mean()), 4),
+            "ssim": round(float(ssim((full + 1) / 2, (x + 1) / 2, data_range=1.0).mean()), 4),
             "lpips": round(float(lpips(full, x, data_range=2.0).mean()), 4),
             "crps": round(float((full - x).abs().sum() / (3 * (~mask).sum())), 4),
         }

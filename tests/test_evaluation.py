@@ -110,7 +110,8 @@ def test_the_sparse_protocol_is_the_published_one(fresh):
     chosen = np.random.default_rng(1007).permutation(1024)[:205]
     assert mask.sum() == 205 and sorted(mask.flatten().nonzero()[:, 0].tolist()) == sorted(chosen)
 
-    found = evaluate(fresh / "hinted", metrics=("psnr", "psnr_whole", "coverage", "crps"), draws=3)
+    metrics = ("psnr", "psnr_whole", "coverage", "crps", "ssim")
+    found = evaluate(fresh / "hinted", metrics=metrics, draws=3)
     trained = load(fresh / "hinted")
     x, label = held_out(trained.run.data.open("test"), 30)
     known = torch.stack([protocol_mask(i, (32, 32), 0.2) for i in range(30)])[:, None]
@@ -120,6 +121,8 @@ def test_the_sparse_protocol_is_the_published_one(fresh):
     by_hand = psnr(draws.mean(0), x, data_range=2.0, mask=~known).mean()
     assert found["psnr"]["value"] == pytest.approx(float(by_hand), abs=1e-4)
     assert found["psnr_whole"]["value"] > found["psnr"]["value"]
+    levels = (((one + 1) * 127.5).round().to(torch.uint8) for one in (draws.mean(0), x))
+    assert found["ssim"]["value"] == pytest.approx(float(ssim(*levels).mean()), abs=5e-3)
     assert found["recipe"]["draws"] == 3 and found["psnr"]["n"] == 30
 
 

@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_metrics_on_the_same_draws(say, run):
     told = {
         "psnr": psnr(draws.mean(0), truth, data_range=2.0, mask=hidden),
         "psnr_whole": psnr(draws.mean(0), truth, data_range=2.0),
-        "ssim": ssim(draws.mean(0), truth, data_range=2.0),
+        "ssim": ssim((draws.mean(0) + 1) / 2, (truth + 1) / 2, data_range=1.0),
         "crps": crps(draws, truth, hidden.expand_as(truth)),
     }
     for name, value in told.items():

@@ -127,11 +127,16 @@ def of_restored(
     test = nominal(trained.run.data).open("test")
     protocol = {"draws": plan.draws, "share": plan.share, "data": test.spec.fingerprint}
     slow = sorted({metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"})
-    where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow})
+    # Of which range SSIM is: it was of [-1, 1] once, which is another figure.
+    ranges = {"ssim": "0 to 1"}
+    where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow,
+                             **{name: ranges[name] for name in slow if name in ranges}})  # fmt: skip
     rebuilt = restore(trained, test, plan, where, progress)
     scores = restored_scores(plan.of(RESTORED), rebuilt.values)
+    about = {name: {**protocol, "range": ranges[name]} if name in ranges else protocol
+             for name in scores}  # fmt: skip
     return found._replace(
-        scores=found.scores | scores, about=found.about | dict.fromkeys(scores, protocol),
+        scores=found.scores | scores, about=found.about | about,
         speed=rebuilt.speed | found.speed, restored=rebuilt,
     )  # fmt: skip
 

@@ -86,8 +86,11 @@ def restore(
     names = [name for name in next(parts.each(count)) if name.startswith("of.")]
     values = {name.removeprefix("of."): parts.all(name, count) for name in names}
     cost = parts.all("cost", count)
-    speed = {"drawn_per_second": count * plan.draws / float(cost[:, 0].sum()),
-             "peak_memory_bytes": float(cost[0, 1])}  # fmt: skip
+    pictures = torch.full((cost.shape[0],), PORTION, dtype=torch.float64)
+    pictures[-1] = count - PORTION * (cost.shape[0] - 1)
+    # The median part: what else the machine did meanwhile is not to count.
+    seconds = float((cost[:, 0] / pictures).median())
+    speed = {"drawn_per_second": plan.draws / seconds, "peak_memory_bytes": float(cost[0, 1])}
     places, *inside = parts.all("observed", count).T
     observed = [float((places * share).sum() / places.sum()) for share in inside]
     return Restored(
@@ -120,8 +123,11 @@ def score_each(
         "spread": of_each(spread),
         "error": of_each(error),
     }
-    for name in slow:
-        found[name] = {"ssim": ssim, "lpips": lpips}[name](mean, truth, data_range=2.0)
+    if "ssim" in slow:
+        # Its luminance is a quotient of means, so 0 has to be black: [0, 1], as of bytes over 255.
+        found["ssim"] = ssim((mean + 1) / 2, (truth + 1) / 2, data_range=1.0)
+    if "lpips" in slow:
+        found["lpips"] = lpips(mean, truth, data_range=2.0)
     return {name: value.double() for name, value in found.items()}
 
 

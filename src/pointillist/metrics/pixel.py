@@ -59,7 +59,8 @@ def ssim(
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
     Eq. 13, with k1 = .01, k2 = .03. The paper's window is Gaussian, sigma 1.5 on 11 places;
     `uniform` is a box of 7. `width` sets another number of places; `sample_covariance` divides by
-    one less than the window has, as scikit-image does unless told otherwise.
+    one less than the window has, as scikit-image does unless told otherwise. The lowest value is
+    taken to be 0: of pictures in [-1, 1] give (x + 1) / 2, with data_range 1.
     """
     x, y, data_range = aligned(a, b, data_range)
     if window not in ("gaussian", "uniform"):
