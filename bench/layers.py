@@ -63,6 +63,17 @@ def main() -> None:
             },
             20,
         )
+    q, k, v = (leaf(B, HEADS, tokens, 32, dtype=torch.bfloat16) for tokens in (64, 538, 538))
+    there = torch.rand(B, 1, 1, 538) < 0.7
+    facts["bfloat16 attention, 64 to 538 tokens, a mask"] = alternate(
+        {
+            "ours": both(lambda q, k, v: attend(q, k, v, there), q, k, v),
+            "torch": both(
+                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=there), q, k, v
+            ),
+        },
+        20,
+    )
     for times in facts.values():
         rival = next(value for name, value in times.items() if name != "ours")
         times["ratio"] = round(rival / times["ours"], 2)

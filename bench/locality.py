@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from record import record
+from record import read, record
 from torch import Tensor
 
 import pointillist as pt
@@ -79,7 +79,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--record", default="locality", help="name of the result")
     asked = parser.parse_args()
-    rows: dict[str, list[float]] = {}
+    settings = {"radii": list(RADII), "pictures": asked.pictures, "places": asked.places,
+                "time": asked.time, "share": asked.share}  # fmt: skip
+    # Rows of other runs that were measured alike stay.
+    kept = read(asked.record)
+    rows = kept["inside"] if {**kept, **settings} == kept else {}
     for folder in asked.runs:
         ours, even = dependence(
             pt.load(folder, device="cpu"), asked.pictures, asked.places, asked.time, asked.share
@@ -87,8 +91,7 @@ def main() -> None:
         rows[Path(folder).name] = [round(float(v), 4) for v in ours]
         rows["even"] = [round(float(v), 4) for v in even]
         print(Path(folder).name, rows[Path(folder).name], flush=True)
-    record(asked.record, {"radii": RADII, "pictures": asked.pictures, "places": asked.places,
-                        "time": asked.time, "share": asked.share, "inside": rows})  # fmt: skip
+    record(asked.record, {**settings, "inside": rows})
 
 
 if __name__ == "__main__":

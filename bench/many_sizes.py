@@ -6,14 +6,15 @@ RUN was trained on a folder or zip file of pictures of 256 pixels, brought to 32
 a fifth of the 32 x 32 lattice is known, by the sparse protocol, and everything else is asked for at
 every size; the truth is the picture of 256 pixels, averaged over the cells of that size. Beside the
 mean of the draws: the thin-plate spline through the same points, and the run's own mean at 32,
-enlarged bicubically. PSNR in dB over the whole picture. The grid of the patches is looked for as
-`superres.py` does: energy at its frequencies over the truth's. A sheet a size,
-out/many-sizes-RUN-SIZE.png: known, spline, bicubic, a draw, the mean, the truth.
+enlarged bicubically. PSNR in dB over the whole picture, with its 95 % interval over pictures. The
+grid of the patches is looked for as `superres.py` does: energy at its frequencies over the truth's.
+A sheet a size, out/many-sizes-RUN-SIZE.png: known, spline, bicubic, a draw, the mean, the truth.
 """
 
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import record
@@ -27,6 +28,7 @@ from pointillist.baselines import resize
 from pointillist.known import protocol_mask
 from pointillist.layers.observations import centres
 from pointillist.measure import area
+from pointillist.metrics.interval import bootstrap_mean
 from pointillist.metrics.pixel import psnr
 from pointillist.pictures import contact_sheet, save_png
 from pointillist.resolution import base_scale
@@ -34,6 +36,7 @@ from pointillist.types import Given
 from pointillist.validation import held_out
 
 COARSE, FINEST, SHARE, PORTION = 32, 256, 0.2, 8
+WALK: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 16}
 
 
 def spline(seen: Tensor, mask: Tensor, size: int) -> Tensor:
@@ -72,7 +75,7 @@ def main() -> None:
             if label is not None and run.spec.classes:
                 labels = tuple(label[part].tolist())
             post = run.posterior(Given(seen=known[part], mask=mask[part]), asked.draws, labels,
-                                 first=first, size=(size, size))  # fmt: skip
+                                 first=first, size=(size, size), **WALK)  # fmt: skip
             parts.append(post.draws.clamp(-1, 1))
         return torch.cat(parts, 1)
 
@@ -88,7 +91,7 @@ def main() -> None:
         rows = {"mean": draws.mean(0), "draw": draws[0], "thin plate": smooth,
                 "bicubic of 32": larger}  # fmt: skip
         table[str(size)] = {
-            "psnr": {row: round(float(psnr(x, truth, data_range=2.0).mean()), 2)
+            "psnr": {row: [round(v, 2) for v in bootstrap_mean(psnr(x, truth, data_range=2.0))[:3]]
                      for row, x in rows.items()},
         }  # fmt: skip
         if patch is not None:
@@ -99,8 +102,10 @@ def main() -> None:
         sheet = [F.interpolate(known, (size, size)), smooth, larger, draws[0], draws.mean(0), truth]
         first = torch.stack([x[: asked.sheet] for x in sheet], 1).flatten(0, 1)
         save_png(contact_sheet(first, len(sheet)), Path(f"out/many-sizes-{name}-{size}.png"))
-    record(f"many-sizes-{name}", {"run": name, "pictures": len(whole),
-                          "draws": asked.draws, "share": SHARE, "sizes": table})  # fmt: skip
+    record(f"many-sizes-{name}", {
+        "run": name, "pictures": len(whole), "draws": asked.draws, "share": SHARE,
+        "sampler": WALK["sampler"], "evaluations": WALK["steps"], "sizes": table,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def read(name: str) -> dict[str, Any]:
+    """What results/NAME.json holds; nothing where there is none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def record(name: str, facts: dict[str, Any]) -> None:
     """Print the facts and keep them in results/NAME.json, with the circumstances unless they tell
     their own `where`.

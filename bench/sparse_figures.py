@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from results_page import SHARES, kept, name_of
+from results_page import SHARES, kept, name_of, seconds_of
 
 from pointillist.figures import Scale, Series, chart, reliability_figure
 from pointillist.metrics.posterior import Reliability
@@ -29,20 +29,27 @@ def systems(minutes: str) -> dict[str, dict[str, Any]]:
 def by_share(metric: str, label: str, rows: dict[str, dict[str, Any]], minutes: str) -> str:
     """One line a system, and for PSNR those without learning."""
     shares = [100 * float(share) for share in SHARES]
-    lines = [Series(name, shares, [row["by share"][s][metric][0] for s in SHARES])
+    lines = [Series(trained(name, row), shares, [row["by share"][s][metric][0] for s in SHARES])
              for name, row in rows.items()]  # fmt: skip
     for row in kept(f"unet-regressor-{minutes}min").values():
         found = row["by share of known pixels"]
         of = {"psnr": "hidden"}.get(metric, metric)
-        lines.append(Series("U-Net regressor", shares, [found[s][of] for s in SHARES]))
+        error = ", its absolute error" if metric == "crps" else ""
+        lines.append(Series(f"U-Net regressor{error}", shares, [found[s][of] for s in SHARES]))
     if metric == "psnr":
         found = kept("baselines")["baselines"]["PSNR by share of known pixels"]
         lines += [Series(shown, shares, [found[name][s]["hidden"] for s in SHARES], style="guide")
                   for name, shown in CLASSICAL.items()]  # fmt: skip
-    pictures = next(iter(rows.values()))["pictures"]
-    return chart(lines, title=f"{label} after {minutes} minutes of training",
-                 note=f"hidden pixels of {pictures} CIFAR-10 test pictures", width=640,
+    some = next(iter(rows.values()))
+    draws = "the mean of" if metric == "psnr" else "of"
+    return chart(lines, title=f"{label} after about {minutes} minutes of training",
+                 note=f"hidden pixels of {some['pictures']} CIFAR-10 test pictures, {draws} "
+                 f"{some['draws']} draws of {some['evaluations']} evaluations", width=640,
                  height=460, x=Scale("known pixels, %", log=True), y=Scale(label))  # fmt: skip
+
+
+def trained(name: str, row: dict[str, Any]) -> str:
+    return f"{name}, {row['minutes of training']:.0f} min"
 
 
 def by_seconds(metric: str, label: str, rows: dict[str, dict[str, Any]], minutes: str) -> str:
@@ -51,7 +58,7 @@ def by_seconds(metric: str, label: str, rows: dict[str, dict[str, Any]], minutes
     for name, row in rows.items():
         at = row["by share"]["0.2"]
         value, low, high = at[metric]
-        points.append(Series(f"{name}, K = {row['draws']}", [at["seconds a picture"]], [value],
+        points.append(Series(f"{name}, K = {row['draws']}", [seconds_of(row["by share"])], [value],
                              [low], [high], "points"))  # fmt: skip
     for row in kept(f"unet-regressor-{minutes}min").values():
         value = row["by share of known pixels"]["0.2"][{"psnr": "hidden"}.get(metric, metric)]

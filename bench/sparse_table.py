@@ -2,18 +2,20 @@
 
     python bench/sparse_table.py PRESET... [--minutes 15] [--draws 9] [--name NAME KEY=VALUE...]
 
-A preset is tried for some hundred pictures in float32 and in bfloat16; the faster is taken, and as
-many pictures as it sees in those minutes are trained on (the rate falls by a cosine over them), so
-`train.images` of the preset does not count. Then the sparse protocol at 5, 10, 20 and 40 %: the
-first 200 test pictures, `--draws` draws of 16 evaluations (DPM-Solver++(2M)), all metrics. Whatever
-was finished is not done again: the same call goes on after an interruption. One result a row, as
-`sparse-NAME-MINUTES.json`; `make results` writes them into docs/results.md. The weights are kept in
+A preset is tried for some thousand pictures in float32 and in bfloat16, in turn; the faster is
+taken, and as many pictures as it would see in those minutes are trained on (the rate falls by a
+cosine over them), so `train.images` of the preset does not count. The minutes that it took then are
+in the result: a machine may be faster or slower by a third some minutes later. Then the sparse
+protocol at 5, 10, 20 and 40 %: the first 200 test pictures, `--draws` draws of 16 evaluations
+(DPM-Solver++(2M)), all metrics. Whatever was finished is not done again: the same call goes on
+after an interruption. One result a row, as `sparse-NAME-MINUTES.json` (with another number of draws
+than 9 `...-K-draws`); `make results` writes them into docs/results.md. The weights are kept in
 `results/runs/NAME-MINUTES`, which `pointillist evaluate` takes as it does any run folder.
 
 PRESET is that of the -small form: `splat` for `cifar10-splat-small`; `regressor` is the plain U-Net
 of `unet_regressor.py`. Words of KEY=VALUE set fields of every preset; such runs are called
 PRESET-NAME by --name. The systems are told the class of a test picture, which the regressor has no
-place for.
+place for, always trains in bfloat16, has no average of its weights, and stops by the clock.
 """
 
 import argparse
@@ -36,7 +38,9 @@ SHARES = (0.05, 0.1, 0.2, 0.4)
 METRICS = "psnr,psnr_whole,psnr_draw,ssim,lpips,crps,coverage,spread_error"
 PRECISIONS = ("float32", "bfloat16")
 PICTURES = 200
-TRIED = 1024  # pictures of each trial of the rate
+TRIED = 1536  # pictures of each trial of the rate
+TURNS = 2  # trials of each precision
+DRAWS = 9  # that need no telling
 BATCH = 64
 WALK = ("--sampler", "dpmpp_2m", "--steps", "16")
 ENOUGH = 50_000  # pictures below which a row makes no claim
@@ -70,8 +74,8 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [event for event in read(folder / "log.jsonl") if event["event"] == "step"]
 
 
-def rate_of(preset: str, words: list[str], folder: Path) -> float:
-    """Pictures a second once a short run is warm: the median over the lines of its log."""
+def speeds(preset: str, words: list[str], folder: Path) -> list[float]:
+    """Pictures a second once a short run is warm, from line to line of its log."""
     shutil.rmtree(folder, ignore_errors=True)
     pointillist("train", preset, *words, f"train.images={TRIED}", "train.validate=0",
                 "train.grid=0", f"train.save_every={TRIED}", "train.log_every=128",
@@ -80,10 +84,19 @@ def rate_of(preset: str, words: list[str], folder: Path) -> float:
     # The log has the speed since the session began.
     seconds = [event["images"] / event["images_per_second"] for event in events]
     shutil.rmtree(folder)
-    return statistics.median(
+    return [
         (b["images"] - a["images"]) / (end - begin)
         for a, b, begin, end in zip(events[1:], events[2:], seconds[1:], seconds[2:], strict=False)
-    )
+    ]
+
+
+def rates_of(preset: str, words: list[str], folder: Path) -> dict[str, float]:
+    """Median pictures a second in every precision, which take turns."""
+    found: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    for _ in range(TURNS):
+        for precision, lines in found.items():
+            lines += speeds(preset, [*words, f"train.precision={precision}"], folder)
+    return {precision: statistics.median(lines) for precision, lines in found.items()}
 
 
 def plan(preset: str, words: list[str], minutes: float, folder: Path) -> dict[str, Any]:
@@ -91,11 +104,7 @@ def plan(preset: str, words: list[str], minutes: float, folder: Path) -> dict[st
     path, asked = beside(folder, "plan.json"), [preset, *words]
     found = kept(path)
     if found is None:
-        rates = {
-            precision: rate_of(preset, [*words, f"train.precision={precision}"],
-                               beside(folder, "trial"))
-            for precision in PRECISIONS
-        }  # fmt: skip
+        rates = rates_of(preset, words, beside(folder, "trial"))
         best = max(rates, key=lambda precision: rates[precision])
         images = round(rates[best] * 60 * minutes / BATCH) * BATCH
         found = {"asked": asked, "precision": best, "images": images, "rates": rates}
@@ -123,7 +132,7 @@ def trained(preset: str, words: list[str], minutes: float, folder: Path) -> dict
     """The run, trained as far as it was not, and what its training was."""
     wanted = plan(preset, words, minutes, folder)
     done, path = beside(folder, "trained.json"), beside(folder, "sessions.json")
-    if not done.exists():
+    if not (done.exists() and folder.exists()):
         again = (folder / "run.yaml").exists()
         saved = complete(folder / "checkpoints") if again else []
         begun = int(saved[-1].name) if saved else 0
@@ -178,28 +187,34 @@ def judged(folder: Path, draws: int, dtype: str) -> dict[str, Any]:
 
 
 def store(folder: Path, name: str) -> None:
-    """What can be drawn from: the run with its first average's weights, in float16."""
+    """What can be drawn from: the run with its first average's weights, in float16.
+
+    In the place of what an earlier training of that name has left.
+    """
     out, newest = RESULTS / "runs" / name, complete(folder / "checkpoints")[-1]
-    if out.exists():
-        return
+    making = beside(out, "unfinished")
+    shutil.rmtree(making, ignore_errors=True)
     facts = facts_of(newest)
     group = next(fact["group"] for fact in facts.pop("files").values()
                  if fact["group"].startswith("ema-"))  # fmt: skip
     weights = {name: w.half() for name, w in load(newest, group).items()}
-    save(out / "checkpoints" / newest.name, {group: weights}, facts)
+    save(making / "checkpoints" / newest.name, {group: weights}, facts)
     for file in ("run.yaml", "spec.json"):
-        shutil.copy(folder / file, out / file)
+        shutil.copy(folder / file, making / file)
+    shutil.rmtree(out, ignore_errors=True)
+    making.rename(out)
 
 
 def regressor(minutes: float, folder: Path) -> dict[str, Any]:
     """The regressor, by its own bench, which keeps what it finds."""
-    script = Path(__file__).with_name("unet_regressor.py")
-    path = RESULTS / f"unet-regressor-{minutes:g}min.json"
-    if not path.exists():
+    script, done = Path(__file__).with_name("unet_regressor.py"), beside(folder, "judged.json")
+    if not done.exists():
+        name = f"unet-regressor-{minutes:g}min"
         again = ["--resume"] if complete(folder) else []
         subprocess.run([sys.executable, str(script), str(folder), "--minutes", f"{minutes:g}",
-                        "--record", path.stem, *again], check=True)  # fmt: skip
-    found: dict[str, Any] = kept(path)
+                        "--record", name, *again], check=True)  # fmt: skip
+        keep(done, kept(RESULTS / f"{name}.json"))
+    found: dict[str, Any] = kept(done)
     return found
 
 
@@ -207,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="+", metavar="PRESET|KEY=VALUE")
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--draws", type=int, default=9)
+    parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--out", type=Path, default=Path("runs/sparse"))
     parser.add_argument("--name", default="")
     parser.add_argument("--dtype", default="float32", help="of sampling")
@@ -226,7 +241,8 @@ def main() -> None:
         about = trained(f"cifar10-{preset}-small", words, asked.minutes, folder)
         store(folder, name)
         untrained = about["images"] < ENOUGH
-        record(f"sparse-{name}", {
+        many = "" if asked.draws == DRAWS else f"-{asked.draws}-draws"
+        record(f"sparse-{name}{many}", {
             "preset": f"cifar10-{preset}-small", "untrained": untrained, **about,
             "pictures": PICTURES, "draws": asked.draws, "evaluations": 16, "sampler": "dpmpp_2m",
             "dtype": asked.dtype,

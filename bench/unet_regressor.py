@@ -229,7 +229,8 @@ def main() -> None:
     scores = judge(training.model, x, device)
     own = "unet-regressor" if asked.share is None else f"unet-regressor-{asked.share:g}"
     record(asked.record or own, {
-        "parameters": parameters, "share trained on": kind, "minutes": asked.minutes,
+        "parameters": parameters, "share trained on": kind,
+        "minutes": round(training.seconds / 60, 2),
         "images": training.images, "images per second": round(training.images / training.seconds),
         "device": str(device), "seed": asked.seed, "precision": asked.precision,
         "pictures": len(x), "seconds a picture": round(seconds, 6),

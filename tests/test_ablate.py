@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from pointillist import cli
 from pointillist.ablate import ablate
 from pointillist.ablate.effects import departure, effects_of, range_of
-from pointillist.ablate.grid import Factor, cells_of, parse_factors, safe, split_values, tails
+from pointillist.ablate.grid import (
+    Factor,
+    cells_of,
+    choices,
+    parse_factors,
+    safe,
+    split_values,
+    tails,
+)
 from pointillist.engine.log import read
 from pointillist.engine.session import Interrupted
 from pointillist.run import Run
@@ -146,6 +154,25 @@ def test_more_values_and_seeds_add_to_a_grid(unbroken, tmp_path):
     assert [title.split(": ")[1] for title in titles] == [
         "patch_size=8,lr=0.0001", *(f"patch_size=4,lr={lr}" for lr in ("0.001", "0.01", "0.0001"))
     ]  # fmt: skip
+
+
+def test_one_field_at_a_time_is_a_part_of_the_grid(unbroken, say):
+    shutil.copytree(unbroken, "star")
+    words = [word for one in OVER for word in ("--over", one)]
+    code, out, error = say("ablate", "debug", *TOY, *words, "--one-at-a-time", "--out", "star")
+    assert code == 0, error
+    assert "run 1 of" not in out  # nothing is trained: the grid has these
+    found, whole = table(Path("star")), table(unbroken)
+    assert [cell["name"] for cell in found["cells"]] == [NAMES[0], NAMES[2], NAMES[1]]
+    base, size, rate = (cell["losses"]["velocity@0.5"] for cell in found["cells"])
+    assert base == whole["cells"][0]["losses"]["velocity@0.5"]
+    effects = found["effects"]["velocity@0.5"]
+    assert effects["model.patch_size"]["difference"] == pytest.approx(size - base)
+    assert effects["optim.lr"]["difference"] == pytest.approx(rate - base)
+    assert "departure" not in effects and found["recipe"]["one_at_a_time"]
+    page = Path("star/ablation.html").read_text()
+    assert "One field at a time" in page and "the others at their first" in page
+    assert "fields do together, these" in page and "Brackets" not in page
 
 
 def test_metrics_are_those_of_the_runs_own_reports(unbroken, tmp_path):
@@ -349,12 +376,29 @@ def test_effects_of_a_grid_without_chance_are_exact(numbers, seeds):
     assert departure(effects, cells, values) == pytest.approx(abs(numbers[4]) / 3, abs=1e-9)
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=4))
+def test_one_field_at_a_time_has_every_value_once_beside_the_first_of_the_others(sizes):
+    factors = [Factor(f"f{i}", (), tuple(range(n))) for i, n in enumerate(sizes)]
+    found = list(choices(factors, one_at_a_time=True))
+    assert len(set(found)) == len(found) == 1 + sum(n - 1 for n in sizes)
+    assert set(found) <= set(choices(factors, one_at_a_time=False))
+    cells = [{f"f{i}": value for i, value in enumerate(one)} for one in found]
+    numbers = [[10.0**i + seed for seed in (0, 1)] for i in range(len(cells))]
+    row = dict(zip(found, numbers, strict=True))
+    for place, effect in enumerate(effects_of(factors, cells, numbers)):
+        for value, mean in enumerate(effect.means.values()):
+            at = tuple(value if i == place else 0 for i in range(len(sizes)))
+            assert mean == pytest.approx(sum(row[at]) / 2)
+
+
 @pytest.mark.parametrize("levels", [2, 3])
-def test_fields_that_do_nothing_exceed_chance_one_time_in_twenty(levels):
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_fields_that_do_nothing_exceed_chance_one_time_in_twenty(levels, one_at_a_time):
     rng = np.random.default_rng(levels)
     values = tuple(range(levels))
     factors = [Factor("a", (), values), Factor("b", (), (0, 1))]
-    cells = [{"a": i, "b": j} for i in values for j in (0, 1)]
+    cells = [{"a": i, "b": j} for i, j in choices(factors, one_at_a_time)]
     found = [effects_of(factors, cells, rng.normal(size=(len(cells), 2)).tolist())
              for _ in range(600)]  # fmt: skip
     for at, low in ((0, 0.03 if levels == 2 else 0.02), (1, 0.03)):

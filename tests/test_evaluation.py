@@ -13,7 +13,7 @@ from pointillist.engine.log import read
 from pointillist.evaluation import compare, evaluate
 from pointillist.evaluation.neighbours import nearest, real_pictures
 from pointillist.known import protocol_mask
-from pointillist.metrics import kernel_score, open_extractor, psnr
+from pointillist.metrics import kernel_score, open_extractor, psnr, ssim
 from pointillist.pictures import levels
 from pointillist.run import Run
 from pointillist.sample import Trained, load

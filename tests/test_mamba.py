@@ -40,11 +40,13 @@ def test_both_ways_each_token_hears_of_every_other(form):
 def test_tokens_that_are_not_valid_are_as_if_they_were_not_there(form):
     torch.manual_seed(0)
     block = BothWays(8, 4, form=form)
-    h, valid = torch.randn(2, 9, 8, requires_grad=True), torch.rand(2, 9) < 0.6
+    h, valid = torch.randn(7, 9, 8, requires_grad=True), torch.rand(7, 9) < 0.6
+    valid[2], valid[5], valid[6] = True, False, torch.arange(9) == 8
     mixed = block(h, valid)
-    for i in range(2):
+    for i in (0, 1, 2, 3, 4, 6):
         alone = block(h[i : i + 1, valid[i]])
         torch.testing.assert_close(mixed[i, valid[i]], alone[0], rtol=1e-4, atol=1e-6)
+    assert mixed.isfinite().all()
     (gradient,) = torch.autograd.grad(mixed[valid].sum(), h)
     assert not gradient[~valid].any() and gradient[valid].any()
 

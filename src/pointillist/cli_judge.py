@@ -119,6 +119,10 @@ def ablate(
     seeds: Annotated[
         str | None, typer.Option(help="Repetitions of every cell, as 0,1; none: one of seed.")
     ] = None,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option("--one-at-a-time", help="Vary one KEY, the others at their first value."),
+    ] = False,
     metrics: Annotated[
         str | None,
         typer.Option(help=f"Some of {METRICS}; none: validation losses.", show_default=False),
@@ -157,8 +161,8 @@ def ablate(
     with Counting(quiet=as_json) as counting:
         found = ablate_runs(
             source, *(overrides or []), *([f"device={device}"] if device else []),
-            over=over or [], seeds=repeats, metrics=names, count=_count("count", count),
-            out=out, watch=watch, progress=counting, found=tell,
+            over=over or [], seeds=repeats, one_at_a_time=one_at_a_time, metrics=names,
+            count=_count("count", count), out=out, watch=watch, progress=counting, found=tell,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.as_json(), default=str))

@@ -1,4 +1,4 @@
-"""An ablation: a grid of runs, trained and judged one after the other, in one table.
+"""An ablation: runs that differ in some fields, trained and judged in turn, in one table.
 
 All cells are checked before the first is trained. What is finished is not made again, and what was
 begun goes on, so the same call again continues an ablation that was interrupted.
@@ -40,6 +40,7 @@ def ablate(
     *overrides: str,
     over: Sequence[str],
     seeds: Sequence[int] = (),
+    one_at_a_time: bool = False,
     metrics: Sequence[str] | None = None,
     count: int | None = None,
     out: str | Path | None = None,
@@ -49,6 +50,8 @@ def ablate(
 ) -> Ablation:
     """Train and judge every combination of `over` (as "model.depth=2,4"), each with every seed.
 
+    `one_at_a_time` varies one field while the others have the first of their values: of three
+    fields of three values 7 cells, not 27, which tell nothing of what fields do together.
     Runs lie in OUT (default runs/NAME-ablation), the table in OUT/ablation.json and .html. Judged
     are the metrics given here, in `overrides` or in the file of `source`; where none is, runs are
     compared by the validation losses of their last checkpoint. `watch` is entered for every
@@ -56,7 +59,7 @@ def ablate(
     trained where any cell could not be, Interrupted after SIGINT or SIGTERM in training.
     """
     factors = parse_factors(over, overrides, seeds)
-    cells = cells_of(source, overrides, factors, seeds)
+    cells = cells_of(source, overrides, factors, seeds, one_at_a_time)
     out = Path(out or default_out(source))
     judged = metrics is not None or asks_for_metrics(source, overrides)
     if count is not None and not judged:
@@ -82,8 +85,9 @@ def ablate(
             rows.append(Row(cell.name, cell.setting, costs["parameters"], costs["macs"],
                             tuple(made)))  # fmt: skip
         recipe = {"source": str(source), "overrides": list(overrides), "over": list(over),
-                  "seeds": list(seeds), "metrics": list(next(iter(plans.values())).metrics)
-                  if plans else None, "made_by": made_by()}  # fmt: skip
+                  "seeds": list(seeds), "one_at_a_time": one_at_a_time,
+                  "metrics": list(next(iter(plans.values())).metrics) if plans else None,
+                  "made_by": made_by()}  # fmt: skip
         found_all = Ablation(out.resolve().name, tuple(factors), tuple(seeds), tuple(rows), recipe)
         write(out, found_all)
     return found_all

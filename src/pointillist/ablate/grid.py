@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,14 +107,33 @@ def split_values(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)
 
 
+def choices(factors: Sequence[Factor], one_at_a_time: bool) -> Iterable[tuple[int, ...]]:
+    """Which value of each field: every combination, the last field fastest.
+
+    Or one with the first values alone, and then each of the others while all else has its first.
+    """
+    if not one_at_a_time:
+        yield from itertools.product(*(range(len(factor.values)) for factor in factors))
+        return
+    base = (0,) * len(factors)
+    yield base
+    for place, factor in enumerate(factors):
+        for i in range(1, len(factor.values)):
+            yield (*base[:place], i, *base[place + 1 :])
+
+
 def cells_of(
-    source: str | Path, overrides: Sequence[str], factors: Sequence[Factor], seeds: Sequence[int]
+    source: str | Path,
+    overrides: Sequence[str],
+    factors: Sequence[Factor],
+    seeds: Sequence[int],
+    one_at_a_time: bool = False,
 ) -> list[Cell]:
-    """Every combination, the last field fastest; InputError where one is no configuration."""
+    """A cell for each of `choices`; InputError where one is no configuration."""
     values = read_source(source)
     short = dict(zip((f.key for f in factors), tails([f.key for f in factors]), strict=True))
     settings, found = [], []
-    for chosen in itertools.product(*(range(len(factor.texts)) for factor in factors)):
+    for chosen in choices(factors, one_at_a_time):
         pairs = list(zip(factors, chosen, strict=True))
         more = [f"{factor.key}={factor.texts[i]}" for factor, i in pairs]
         setting = {factor.key: factor.values[i] for factor, i in pairs}

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pointillist.ablate.effects import Effect, Range, departure, effects_of, range_of
+from pointillist.ablate.effects import (
+    Effect,
+    Range,
+    cells_with,
+    departure,
+    effects_of,
+    is_grid,
+    range_of,
+)
 from pointillist.ablate.grid import Factor, spelled
 from pointillist.engine.checkpoint import write_text
 from pointillist.engine.log import read
@@ -122,7 +130,7 @@ class Row(NamedTuple):
 
 
 class Ablation(NamedTuple):
-    """All cells, the last field fastest."""
+    """All cells, in the order of `grid.choices`."""
 
     title: str
     factors: tuple[Factor, ...]
@@ -157,12 +165,22 @@ class Ablation(NamedTuple):
         settings = [row.setting for row in self.rows]
         return effects_of(self.factors, settings, [row.values(score) for row in self.rows])
 
+    @property
+    def grid(self) -> bool:
+        """Whether the cells are every combination."""
+        return is_grid(self.factors, [row.setting for row in self.rows])
+
     def departure(self, score: str) -> float:
-        """See `effects.departure`."""
+        """Of a grid; see `effects.departure`."""
         settings = [row.setting for row in self.rows]
         return departure(
             self.effects(score), settings, [row.values(score) for row in self.rows]
         )  # fmt: skip
+
+    def rows_with(self, factor: Factor, value: Any) -> list[Row]:
+        """The cells that tell of a field's value; see `effects.cells_with`."""
+        has = cells_with(factor.key, value, self.factors, [row.setting for row in self.rows])
+        return [row for row, there in zip(self.rows, has, strict=True) if there]
 
     def as_json(self) -> dict[str, Any]:
         """What ablation.json holds; what is not finite is null there."""
@@ -174,7 +192,7 @@ class Ablation(NamedTuple):
                 score: {
                     **{one.key: {**one._asdict(), "exceeds": one.exceeds}
                        for one in self.effects(score)},
-                    "departure": self.departure(score),
+                    **({"departure": self.departure(score)} if self.grid else {}),
                 }
                 for score in self.compared
             },
@@ -207,8 +225,9 @@ def cell_table(found: Ablation) -> tuple[list[str], list[list[str]]]:
 
 
 def effect_table(found: Ablation) -> tuple[list[str], list[list[str]]]:
-    """A row for each field and figure: means over the others, and whether seeds explain it."""
-    header = ["field", "figure", "mean over the others", "difference", "by chance up to",
+    """A row for each field and figure: means of its values, and whether seeds explain it."""
+    means_of = "mean over the others" if found.grid else "the others at their first"
+    header = ["field", "figure", means_of, "difference", "by chance up to",
               "more than seeds make"]  # fmt: skip
     rows = []
     by_score = {score: {one.key: one for one in found.effects(score)} for score in found.compared}
@@ -232,7 +251,9 @@ def notes(found: Ablation) -> list[str]:
             said.append("Brackets: 95 % intervals over pictures, which know nothing of another "
                         "training.")  # fmt: skip
         said.append("Whether a difference is more than chance, repetitions tell: --seeds 0,1.")
-    if found.compared and len(found.factors) > 1:
+    if not found.grid:
+        said.append("One field at a time: what fields do together, these cells do not tell.")
+    elif found.compared and len(found.factors) > 1:
         apart = ", ".join(f"{found.departure(score):.2g} ({score})" for score in found.compared)
         said.append(f"Cells lie up to {apart} from the sum of the fields' effects, which is what "
                     f"fields do together.")  # fmt: skip
@@ -272,7 +293,10 @@ def write(out: Path, found: Ablation) -> None:
 
 
 def figures(found: Ablation) -> list[Html]:
-    """Losses over time for all cells, and every other figure over the values of the last field."""
+    """Losses over time for all cells, and every other figure over the values of a field.
+
+    Of a grid that is the last field, with a line for every setting of the others.
+    """
     over_time: dict[str, list[str]] = {}
     single: list[str] = []
     for score in found.compared:
@@ -280,8 +304,8 @@ def figures(found: Ablation) -> list[Html]:
         (over_time.setdefault(metric, []) if at else single).append(score)
     drawn = [time_figure(found, metric, names) for metric, names in over_time.items()
              if len(found.rows) <= MOST_LINES]  # fmt: skip
-    if len(found.rows) // len(found.factors[-1].values) <= MOST_LINES:
-        drawn += [value_figure(found, score) for score in single]
+    for factor in found.factors[-1:] if found.grid else found.factors:
+        drawn += [one for score in single if (one := value_figure(found, score, factor))]
     return [figure(one) for one in drawn]
 
 
@@ -302,34 +326,43 @@ def time_figure(found: Ablation, metric: str, names: Sequence[str]) -> str:
     )  # fmt: skip
 
 
-def value_figure(found: Ablation, score: str) -> str:
-    """A figure over the values of the last field, a line for every setting of the others."""
-    last = found.factors[-1]
-    values = [spelled(value) for value in last.values]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in last.values)
-    places = [float(v) for v in last.values] if numbers else [float(i) for i in range(len(values))]
-    label = last.key
+def value_figure(found: Ablation, score: str, factor: Factor) -> str:
+    """A figure over the values of a field, a line for every setting of the others.
+
+    Empty where there would be too many lines.
+    """
+    columns = [found.rows_with(factor, value) for value in factor.values]
+    if len(columns[0]) > MOST_LINES:
+        return ""
+    values = [spelled(value) for value in factor.values]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in factor.values)
+    places = (
+        [float(v) for v in factor.values] if numbers else [float(i) for i in range(len(values))]
+    )
+    order = sorted(range(len(values)), key=places.__getitem__)
+    label = factor.key
     if not numbers:
         label += f" ({', '.join(f'{i}: {value}' for i, value in enumerate(values))})"
     lines = []
-    for first in range(0, len(found.rows), len(values)):
-        rows = found.rows[first : first + len(values)]
+    for along in zip(*columns, strict=True):
+        rows = [along[i] for i in order]
         ends = [row.ends(score) for row in rows]
         whole = [one for one in ends if one is not None]
         known = len(whole) == len(rows)
         others = ", ".join(
             f"{key.rpartition('.')[2]} {spelled(value)}"
             for key, value in rows[0].setting.items()
-            if key != last.key
+            if key != factor.key
         )
         lines.append(Series(
-            others or score, places, [range_of(row.values(score)).mean for row in rows],
+            others or score, [places[i] for i in order],
+            [range_of(row.values(score)).mean for row in rows],
             [one[1] for one in whole] if known else None,
             [one[2] for one in whole] if known else None,
         ))  # fmt: skip
     n = found.rows[0].results[0].scores[score].n
     bars = f"range of {len(found.seeds)} seeds" if found.seeds else "95 % intervals"
     return chart(
-        lines, title=f"{score} over {last.key}", note=f"n = {n:,} samples; bars: {bars}",
+        lines, title=f"{score} over {factor.key}", note=f"n = {n:,} samples; bars: {bars}",
         x=Scale(label), y=Scale(score),
     )  # fmt: skip

@@ -129,8 +129,8 @@ def of_restored(
     slow = sorted({metric.score for metric in plan.of(RESTORED)} & {"ssim", "lpips"})
     # Of which range SSIM is: it was of [-1, 1] once, which is another figure.
     ranges = {"ssim": "0 to 1"}
-    where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow,
-                             **{name: ranges[name] for name in slow if name in ranges}})  # fmt: skip
+    of_slow = {name: ranges[name] for name in slow if name in ranges}
+    where = folder / digest({**key_of(trained, plan), **protocol, "slow": slow, **of_slow})
     rebuilt = restore(trained, test, plan, where, progress)
     scores = restored_scores(plan.of(RESTORED), rebuilt.values)
     about = {name: {**protocol, "range": ranges[name]} if name in ranges else protocol

@@ -16,8 +16,9 @@ def attend(
 ) -> Float[Tensor, "b h n e"]:
     """softmax(q k^T / sqrt(e) + mask) v; a mask of booleans is true where a key may be seen.
 
-    torch's fused form for bfloat16 on the CPU has a slow backward: as long as the scores of a head
-    are few, the three plain steps take a tenth to four fifths of its time (`bench/layers.py`).
+    Of every query that is one key at least. torch's fused form for bfloat16 on the CPU has a slow
+    backward: as long as the scores of a head are few, three plain steps are faster
+    (`bench/layers.py`).
     """
     slow = v.device.type == "cpu" and v.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if not slow or q.shape[2] * k.shape[2] > PLAIN:

@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
 
     order: Int[Tensor, "b slots"] | None  # the place in every slot of the blocks; None: as they are
     slot: Int[Tensor, "b k"] | None  # where each place is in that order
-    token: Int[Tensor, "blocks n"]  # of its sample
+    token: Int[Tensor, "blocks m"]  # of its sample; the null last, which follows on all tokens
     fade: Float[Tensor, "blocks 1 t m"]  # log((1 - u)^2), -inf where no neighbour is; the null last
     query: Float[Tensor, "blocks 1 t f"]  # factors of u
     key: Float[Tensor, "blocks 1 m f"]
@@ -183,6 +183,7 @@ def _blocks(
     left = torch.cat((torch.ones_like(here), -2 * at, here), -1)
     right = torch.cat((square, there, torch.ones_like(square)), -1)
     own = F.one_hot(which[token], len(sets)).double()
+    token = F.pad(token, (0, 1), value=count)
     left = (left[..., None, :] / edges[..., None].square()).flatten(-2)
     right = F.pad((right[..., None, :] * own[..., None]).flatten(-2), (0, 0, 0, 1))
     return Blocks(order, slot, token, matrix[:, None], left.float()[:, None],
@@ -263,25 +264,26 @@ class LocalAttention(nn.Module):
 
         One more channel holds the score of the null in queries and keys, its weight in values.
         """
-        (b, h, _, e), (count, _, size, tokens) = q.shape, blocks.fade.shape
+        (b, h, _, e), (count, _, size, _) = q.shape, blocks.fade.shape
         left = rearrange(torch.cat((q, null), -1), "b h k e -> b k (h e)")
         if blocks.order is not None:
             left = _rows(left, blocks.order)
         left = rearrange(left, "b (x t) (h e) -> (b x) h t e", t=size, h=h)
-        token = blocks.token.reshape(b, -1)
-        k, v = (
-            rearrange(_rows(rearrange(part, "b h m e -> b m (h e)"), token),
-                      "b (x n) (h e) -> (b x) h n e", x=count // b, h=h)
-            for part in (k, v)
-        )  # fmt: skip
-        own = torch.zeros(tokens, 1)
-        own[-1] = 1
-        own = own.expand(count, h, -1, -1)
         slope = -F.softplus(self.scale)[:, None, None]
         left = torch.cat((left, slope * blocks.query), -1)
-        right = torch.cat((F.pad(k, (0, 0, 0, 1)), own, blocks.key.expand(-1, h, -1, -1)), -1)
-        value = torch.cat((F.pad(v, (0, 0, 0, 1)), own), -1)
-        value = F.pad(value, (0, left.shape[-1] - value.shape[-1]))
+        token = blocks.token.reshape(b, -1)
+
+        def of_blocks(part: Tensor, wide: int) -> Float[Tensor, "blocks h m e2"]:
+            """Its rows for every block, with the channel of the null and zeros up to `wide`."""
+            rows = rearrange(part, "b h m e -> b m h e")
+            # Padded here, where every token is once, and not in each block that has it.
+            rows = F.pad(rows, (0, wide - e, 0, 0, 0, 1))
+            rows[:, -1, :, e] = 1
+            rows = _rows(rows.flatten(2), token)
+            return rearrange(rows, "b (x m) (h e) -> (b x) h m e", x=count // b, h=h)
+
+        right = torch.cat((of_blocks(k, e + 1), blocks.key.expand(-1, h, -1, -1)), -1)
+        value = of_blocks(v, left.shape[-1])
         mask = blocks.fade.expand(-1, h, -1, -1)
         mixed = F.scaled_dot_product_attention(left, right, value, attn_mask=mask, scale=1.0)
         mixed = rearrange(mixed[..., : e + 1], "(b x) h t e -> b (x t) (h e)", b=b)

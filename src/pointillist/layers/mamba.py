@@ -18,6 +18,7 @@ from pointillist.layers.scan import selective_scan
 Form = Literal["selective", "dual"]
 BITS = 16  # an axis, of the cells that the curve visits
 HEAD = 64  # channels of a head of the dual form, at most
+PORTIONS = 4  # of a batch on a CPU, by length
 
 
 def step_bias(count: int) -> Float[Tensor, " d"]:
@@ -170,11 +171,35 @@ class BothWays(nn.Module):
         last: bool = False,
     ) -> Float[Tensor, "b l d"]:
         """`last`: what is not valid lies at the end already, as in a `Sequence`."""
-        if valid is None or last:
-            return self._mix(h, valid)
+        if valid is None:
+            return self._mix(h, None)
+        if last:
+            return self._by_length(h, valid)
         order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
-        mixed = self._mix(taken(h, order), valid.gather(1, order))
+        mixed = self._by_length(taken(h, order), valid.gather(1, order))
         return taken(mixed, order.argsort(dim=1))
+
+    def _by_length(
+        self, h: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b l d"]:
+        """Samples of like length together, so that few steps are scanned for nothing.
+
+        To know how many a sample has would halt a GPU.
+        """
+        if h.device.type != "cpu":
+            return self._mix(h, valid)
+        counts, order = valid.sum(1).sort(stable=True)
+        portions = PORTIONS if counts[0] < counts[-1] else 1
+        if portions > 1:
+            h, valid = h.index_select(0, order), valid[order]
+        mixed, parts = [], (one.chunk(portions) for one in (h, valid, counts))
+        for part, there, n in zip(*parts, strict=True):
+            least, most = int(n[0]), max(int(n[-1]), 1)
+            found = self._mix(part[:, :most], there[:, :most] if least < most else None)
+            mixed.append(F.pad(found, (0, 0, 0, h.shape[1] - most)))
+        if portions == 1:
+            return mixed[0]
+        return torch.cat(mixed).index_select(0, order.argsort())
 
     def _mix(
         self, h: Float[Tensor, "b l d"], valid: Bool[Tensor, "b l"] | None
