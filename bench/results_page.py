@@ -59,8 +59,8 @@ def machine(found: dict[str, Any]) -> str:
 def sparse() -> str:
     """Every learnt row of the sparse protocol, the best at 20 % first; then those without."""
     heads = ["", "on", "minutes", "pictures", "parameters", "K",
-             *(f"{float(share):.0%}" for share in SHARES), "whole", "SSIM", "LPIPS", "CRPS", "mean - draw", "80 %", "90 %", "spread/error",
-             "s", "MB"]  # fmt: skip
+             *(f"{float(share):.0%}" for share in SHARES), "whole", "SSIM", "LPIPS", "CRPS",
+             "mean - draw", "80 %", "90 %", "spread/error", "s", "MB"]  # fmt: skip
     rows: list[tuple[float, Row]] = []
     for stem, found in kept("sparse-*min*").items():
         by, mark = found["by share"], ", untrained" if found["untrained"] else ""
