@@ -10,7 +10,8 @@ protocol at 5, 10, 20 and 40 %: the first 200 test pictures, `--draws` draws of 
 (DPM-Solver++(2M)), all metrics. Whatever was finished is not done again: the same call goes on
 after an interruption. One result a row, as `sparse-NAME-MINUTES.json` (with another number of draws
 than 9 `...-K-draws`); `make results` writes them into docs/results.md. The weights are kept in
-`results/runs/NAME-MINUTES`, which `pointillist evaluate` takes as it does any run folder.
+`results/runs/NAME-MINUTES`, which `pointillist evaluate` takes as it does any run folder; with
+`--kept` they are judged, and nothing is trained.
 
 PRESET is that of the -small form: `splat` for `cifar10-splat-small`; `regressor` is the plain U-Net
 of `unet_regressor.py`. Words of KEY=VALUE set fields of every preset; such runs are called
@@ -186,8 +187,9 @@ def judged(folder: Path, draws: int, dtype: str) -> dict[str, Any]:
     return table
 
 
-def store(folder: Path, name: str) -> None:
-    """What can be drawn from: the run with its first average's weights, in float16.
+def store(folder: Path, name: str, about: dict[str, Any]) -> None:
+    """What can be drawn from: the run with its first average's weights, in float16, and what its
+    training was.
 
     In the place of what an earlier training of that name has left.
     """
@@ -201,6 +203,7 @@ def store(folder: Path, name: str) -> None:
     save(making / "checkpoints" / newest.name, {group: weights}, facts)
     for file in ("run.yaml", "spec.json"):
         shutil.copy(folder / file, making / file)
+    keep(making / "about.json", about)
     shutil.rmtree(out, ignore_errors=True)
     making.rename(out)
 
@@ -225,6 +228,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--out", type=Path, default=Path("runs/sparse"))
     parser.add_argument("--name", default="")
+    parser.add_argument("--kept", action="store_true",
+                        help="train nothing: judge the weights in results/runs")  # fmt: skip
     parser.add_argument("--dtype", default="float32", help="of sampling")
     asked = parser.parse_args()
     words = [word for word in asked.words if "=" in word]
@@ -238,8 +243,16 @@ def main() -> None:
                 sys.exit(f"the regressor is no run and has no {words[0]}; ask for it alone")
             print(json.dumps(regressor(asked.minutes, folder), indent=1))
             continue
-        about = trained(f"cifar10-{preset}-small", words, asked.minutes, folder)
-        store(folder, name)
+        if asked.kept:  # in a copy, as what is judged leaves its parts there
+            folder = asked.out / f"{name}-kept"
+            if not folder.exists():
+                shutil.copytree(RESULTS / "runs" / name, folder)
+            about = kept(folder / "about.json")
+            if about is None:
+                sys.exit(f"{name} was kept without about.json; train it again")
+        else:
+            about = trained(f"cifar10-{preset}-small", words, asked.minutes, folder)
+            store(folder, name, about)
         untrained = about["images"] < ENOUGH
         many = "" if asked.draws == DRAWS else f"-{asked.draws}-draws"
         record(f"sparse-{name}{many}", {

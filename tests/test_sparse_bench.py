@@ -255,12 +255,13 @@ def test_a_kept_run_draws_nearly_the_same_in_float32(bench, tmp_path):
              "train.save_every=128", "train.validate=0", "train.grid=0",
              "optim.warmup=0"]  # fmt: skip
     pt.train(Run.load("debug", *words), tmp_path / "run")
-    table.store(tmp_path / "run", "run")
+    table.store(tmp_path / "run", "run", {"images": 128})
     kept = tmp_path / "runs" / "run"
     files = sorted(path.name for path in kept.rglob("*") if path.is_file())
-    assert files == ["ema-0.99-00001.safetensors", "run.yaml", "spec.json", "state.json"]
+    assert files == ["about.json", "ema-0.99-00001.safetensors", "run.yaml", "spec.json",
+                     "state.json"]  # fmt: skip
     (kept / "run.yaml").write_text("of another training")
-    table.store(tmp_path / "run", "run")
+    table.store(tmp_path / "run", "run", {"images": 128})
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     draws = []
     for folder in (tmp_path / "run", kept):
