@@ -38,7 +38,7 @@ class CausalConv(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         size, length = self.weight.shape[1], x.shape[1]
         # As a picture of one row with its channels last, which is how x lies in memory already:
-        # two to three times as fast, forward and backward, as adding shifted products.
+        # 1.7 times as fast, forward and backward, as adding shifted products.
         row = x.unsqueeze(1).permute(0, 3, 1, 2)
         weight = self.weight[:, None, None].to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
